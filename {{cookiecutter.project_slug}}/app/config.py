@@ -1,0 +1,150 @@
+"""Environment → one typed `Settings`; everything that is missing or wrong is named at once.
+
+Sources, the first one wins: environment variables, `.env` (this machine; never read when the
+environment says APP_ENV=production), `.flaskenv` (this project, tracked).
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Name, version, description and title have one home: pyproject.toml.
+_PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT: dict[str, Any] = _PYPROJECT["project"] | _PYPROJECT["tool"]["service"]
+
+DEVELOPMENT_SECRET_KEY = "development-only"
+
+POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}
+SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+class InvalidSettings(SystemExit):
+    """Ends the process with one message instead of a traceback, wherever settings are read."""
+
+
+def _database_url(value: object) -> URL | None:
+    if value is None or isinstance(value, URL):
+        return value
+    try:
+        url = make_url(str(value))
+        if url.drivername not in POSTGRESQL_SCHEMES:
+            raise ValueError(
+                f"begins with {url.drivername}://; this service speaks PostgreSQL only: "
+                "postgresql://user:password@host:5432/database"
+            )
+        return url.set(drivername="postgresql+psycopg")
+    except (ArgumentError, UnicodeError) as error:
+        raise ValueError(
+            "cannot be read as a URL; the form is postgresql://user:password@host:5432/database, "
+            "with special characters of the password percent-encoded (@ is %40, / is %2F)"
+        ) from error
+
+
+def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
+    if value is None and info.data.get("app_env") == "production":
+        raise ValueError(
+            "is not set. Production needs it: postgresql://user:password@host:5432/database; "
+            "see docs/deploying.md"
+        )
+    return value
+
+
+def _secret_in_production(value: str, info: ValidationInfo) -> str:
+    if value == DEVELOPMENT_SECRET_KEY and info.data.get("app_env") == "production":
+        raise ValueError(
+            "is not set, or still the value of .env.example. Production needs a random one: "
+            "python -c 'import secrets; print(secrets.token_hex(32))'"
+        )
+    return value
+
+
+def _schema_name(value: str) -> str:
+    if not SCHEMA_NAME.fullmatch(value) or value.startswith("pg_"):
+        raise ValueError(
+            f"is {value!r}. A schema name has lower-case letters, digits and _, at most 63, "
+            "begins with a letter or _, and not with pg_"
+        )
+    if value == "information_schema":
+        raise ValueError(f"is {value!r}, which belongs to PostgreSQL; choose another name")
+    return value
+
+
+DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
+
+
+class Settings(BaseSettings):
+    """The service's settings. `.env.example` lists them all and says what each is for."""
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        extra="ignore",
+        arbitrary_types_allowed=True,
+        populate_by_name=True,
+        validate_default=True,
+    )
+
+    # First: the rules of the settings below depend on it.
+    app_env: Literal["development", "test", "production"] = "development"
+
+    database_url: Annotated[DatabaseUrl, AfterValidator(_needed_in_production)] = None
+    database_url_migrations: DatabaseUrl = None
+    database_pooled: bool = False
+    database_pool_size: int = Field(5, ge=1)
+    database_pool_overflow: int = Field(5, ge=0)
+    database_pool_recycle: int = Field(1800, ge=-1)
+    database_pool_timeout: float = Field(10, gt=0)
+    database_wait_seconds: float = Field(60, ge=0)
+    schema_name: Annotated[str, AfterValidator(_schema_name)] = Field(
+        "public", validation_alias="SCHEMA"
+    )
+
+    secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
+        DEVELOPMENT_SECRET_KEY, repr=False
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(5000, ge=1, le=65535)
+    web_concurrency: int = Field(2, ge=1)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    run_migrations: bool = True
+    # Unset: in development yes, elsewhere no.
+    run_seeds: bool | None = None
+    migration_lock_timeout_ms: int = Field(500, ge=1)
+    migration_lock_wait_seconds: float = Field(300, ge=0)
+
+    @property
+    def production(self) -> bool:
+        """True when APP_ENV is production."""
+        return self.app_env == "production"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; `overrides` by field name (`app_env="test"`) win over every source.
+
+    Raises `InvalidSettings`, which lists all faults at once and never shows a secret.
+    """
+    files = [ROOT / ".flaskenv"]
+    if os.environ.get("APP_ENV") != "production":
+        files.append(ROOT / ".env")
+    try:
+        return Settings(_env_file=files, **overrides)
+    except ValidationError as error:
+        lines = [f"  {_fault(item)}" for item in error.errors()]
+        raise InvalidSettings("\n".join(["These settings are wrong:", *lines])) from None
+
+
+def _fault(error: Any) -> str:
+    name = str(error["loc"][0]).upper()
+    if error["type"] == "value_error":
+        return f"{name} {error['ctx']['error']}."
+    reason = error["msg"].replace("Input should be", "It should be")
+    return f"{name} is {error['input']!r}. {reason}."

@@ -1,0 +1,4 @@
+# Settings of Alembic. Which database and how: app/core/migrations.py.
+[alembic]
+file_template = %%(rev)s_%%(slug)s
+revision_environment = true

@@ -1,0 +1,43 @@
+"""What the resources of the API share: the shape of what comes in, what goes out, and pages."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+Year = Annotated[int, Field(ge=-3000, le=3000, examples=[1974])]
+
+
+class In(BaseModel):
+    """What a client sends; a field that does not exist is an error, not a loss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Out(BaseModel):
+    """What a client gets, read from a model of the same attributes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class PageQuery(BaseModel):
+    """Which page, from 1, and how many items on each."""
+
+    page: int = Field(1, ge=1, le=1_000_000)
+    per_page: int = Field(20, ge=1, le=100)
+
+
+class Page(BaseModel):
+    """One page of a list, and how many items and pages there are in all."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    page: int
+    per_page: int
+    total: int
+    pages: int

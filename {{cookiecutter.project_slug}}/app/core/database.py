@@ -1,0 +1,112 @@
+"""Which database, and how to connect: URL, schema, pool, waiting."""
+
+import time
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import URL, Engine, NullPool, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from app.config import PROJECT, Settings
+from app.models import db
+
+CONNECT_TIMEOUT_SECONDS = 5
+REPORT_EVERY_SECONDS = 3
+
+
+class DatabaseUnavailable(SystemExit):
+    """No login within the time allowed; the message says where and why."""
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Attach `db` to the service: pooled connections whose search_path is SCHEMA."""
+    url = database_url(settings)
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(settings, url)
+    db.init_app(app)
+    if settings.database_pooled:
+        with app.app_context():
+            _set_schema_per_transaction(db.engine, settings.schema_name)
+
+
+def database_url(settings: Settings) -> URL:
+    """DATABASE_URL, or the embedded PostgreSQL of development and tests, which is started."""
+    if settings.database_url is not None:
+        return settings.database_url
+    from app.core import embedded
+
+    return embedded.start()
+
+
+def direct_engine(settings: Settings, *options: str) -> Engine:
+    """An engine without pool for migrations: DATABASE_URL_MIGRATIONS, else DATABASE_URL.
+
+    `options` are server settings of each connection, for example `lock_timeout=500`.
+    """
+    url = settings.database_url_migrations or database_url(settings)
+    search_path = f"search_path={settings.schema_name}"
+    return create_engine(
+        url, poolclass=NullPool, connect_args=_connect_args(url, search_path, *options)
+    )
+
+
+def wait_for_database(engine: Engine, seconds: float) -> None:
+    """Return after the first real login; raise `DatabaseUnavailable` when there is none in time."""
+    where = engine.url.render_as_string()
+    started = time.monotonic()
+    next_report = 0.0
+    while True:
+        try:
+            with engine.connect():
+                return
+        except DBAPIError as error:
+            reason = str(error.orig).strip().splitlines()[-1].strip()
+            worth_waiting = isinstance(error, OperationalError)
+        waited = time.monotonic() - started
+        if waited >= seconds or not worth_waiting:
+            raise DatabaseUnavailable(
+                f"No login at {where} after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
+                f"{reason}\nIs the database running, and is DATABASE_URL right?"
+            )
+        if waited >= next_report:
+            next_report = waited + REPORT_EVERY_SECONDS
+            print(f"waiting for the database at {where}, {waited:.0f} s: {reason}", flush=True)
+        time.sleep(min(0.3, seconds - waited))
+
+
+def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
+    if settings.database_pooled:
+        # A pooler in transaction mode refuses start-up options and loses prepared statements.
+        return {
+            "poolclass": NullPool,
+            "connect_args": _connect_args(url) | {"prepare_threshold": None},
+        }
+    return {
+        "pool_pre_ping": True,
+        "pool_size": settings.database_pool_size,
+        "max_overflow": settings.database_pool_overflow,
+        "pool_recycle": settings.database_pool_recycle,
+        "pool_timeout": settings.database_pool_timeout,
+        "connect_args": _connect_args(url, f"search_path={settings.schema_name}"),
+    }
+
+
+def _connect_args(url: URL, *options: str) -> dict[str, Any]:
+    """psycopg's arguments, in which a URL's own connect_timeout, options … keep their say."""
+    args: dict[str, Any] = {"application_name": PROJECT["name"]}
+    args["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    for name in args.keys() & url.query.keys():
+        del args[name]
+    if options:
+        own = url.query.get("options", "")
+        args["options"] = " ".join([str(own), *(f"-c {option}" for option in options)]).strip()
+    return args
+
+
+def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
+    quoted = engine.dialect.identifier_preparer.quote(schema)
+    statement = text(f"SET LOCAL search_path = {quoted}")
+
+    @event.listens_for(engine, "begin")
+    def set_search_path(connection: Any) -> None:
+        connection.execute(statement)

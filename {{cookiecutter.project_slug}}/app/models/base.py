@@ -1,0 +1,62 @@
+"""`Base`, the parent of every model, and `db`, the door to the session.
+
+Models never name a schema: it belongs to the connection (app/core/database.py), so that the same
+models and migrations serve any SCHEMA.
+"""
+
+import enum
+from datetime import datetime
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import DateTime, Enum, MetaData, false, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+
+# Every constraint has a name, or a migration could not drop it. The names are Alembic's advice:
+# "The Importance of Naming Constraints" in its documentation.
+NAMING_CONVENTION = {
+    "ix": "ix_%(column_0_N_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+TYPES = {
+    datetime: DateTime(timezone=True),
+    # Stored as text: a native enum is not seen by Alembic when a value is added, survives a
+    # downgrade and belongs to one schema.
+    enum.Enum: Enum(
+        enum.Enum,
+        native_enum=False,
+        length=64,
+        values_callable=lambda members: [member.value for member in members],
+    ),
+}
+
+
+class Timestamps:
+    """When a row came and when it last changed; the database fills both, also for raw INSERTs."""
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=100)
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.now(), onupdate=func.now(), sort_order=101
+    )
+
+
+class Seeded:
+    """For models with seeds: tells the rows that `flask seed` owns from everybody else's."""
+
+    seeded: Mapped[bool] = mapped_column(server_default=false(), sort_order=102)
+
+
+class Base(Timestamps, DeclarativeBase):
+    """Parent of the models: `class Book(Base)` with typed `Mapped[]` columns."""
+
+    # On the registry, because a type_annotation_map on the class breaks Flask-SQLAlchemy 3.1.1
+    # (its issue 1361).
+    registry = registry(
+        metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=TYPES
+    )
+
+
+db = SQLAlchemy(model_class=Base)

@@ -1,0 +1,32 @@
+"""Books."""
+
+import enum
+
+from sqlalchemy import ForeignKey, String
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.models.authors import Author
+from app.models.base import Base, Seeded
+
+
+class Genre(enum.StrEnum):
+    """What kind of book it is; the database stores the value as text."""
+
+    FICTION = "fiction"
+    SCIENCE_FICTION = "science_fiction"
+    NONFICTION = "nonfiction"
+
+
+class Book(Seeded, Base):
+    """A book of one author; the ISBN is the natural key."""
+
+    __tablename__ = "books"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    isbn: Mapped[str] = mapped_column(String(13), unique=True)
+    title: Mapped[str] = mapped_column(String(300))
+    genre: Mapped[Genre]
+    published: Mapped[int | None]
+    author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"), index=True)
+
+    author: Mapped[Author] = relationship(back_populates="books", lazy="joined", innerjoin=True)

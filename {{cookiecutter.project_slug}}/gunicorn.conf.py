@@ -1,0 +1,32 @@
+"""gunicorn, which finds this file by itself: `gunicorn` is enough to serve."""
+
+import os
+
+from app.config import load_settings
+from app.core.database import database_url
+from app.core.logs import logging_config
+
+settings = load_settings()
+# The embedded PostgreSQL of development lives as long as this process, through every reload.
+database_url(settings)
+
+wsgi_app = "app:create_app()"
+bind = f"{settings.host}:{settings.port}"
+
+worker_class = "gthread"
+workers = settings.web_concurrency
+# One connection of the pool for each thread.
+threads = settings.database_pool_size
+
+# Seconds that requests under way have to end after SIGTERM.
+graceful_timeout = 20
+reload = settings.app_env == "development"
+
+# Workers report that they live through a file: in memory, so that the root may be read-only.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+# It would be a file in the home directory, which a container does not have.
+control_socket_disable = True
+
+logconfig_dict = logging_config(settings)
+accesslog = "-"
+access_log_format = '%(h)s "%(m)s %(U)s%(q)s" %(s)s %(B)s bytes %(M)s ms'
