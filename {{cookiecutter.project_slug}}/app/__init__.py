@@ -18,6 +18,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     app.config["SETTINGS"] = settings
     app.config["SECRET_KEY"] = settings.secret_key
     app.config["DESCRIPTION"] = PROJECT["description"]
+    app.url_map.strict_slashes = False
 
     logs.init_app(settings)
     database.init_app(app, settings)

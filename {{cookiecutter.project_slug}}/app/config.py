@@ -24,6 +24,7 @@ PROJECT: dict[str, Any] = _PYPROJECT["project"] | _PYPROJECT["tool"]["service"]
 DEVELOPMENT_SECRET_KEY = "development-only"
 
 POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}
+URL_FORM = "postgresql://user:password@host:5432/database"
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -36,25 +37,19 @@ def _database_url(value: object) -> URL | None:
         return value
     try:
         url = make_url(str(value))
-        if url.drivername not in POSTGRESQL_SCHEMES:
-            raise ValueError(
-                f"begins with {url.drivername}://; this service speaks PostgreSQL only: "
-                "postgresql://user:password@host:5432/database"
-            )
-        return url.set(drivername="postgresql+psycopg")
-    except (ArgumentError, UnicodeError) as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(
-            "cannot be read as a URL; the form is postgresql://user:password@host:5432/database, "
+            f"cannot be read as a URL; the form is {URL_FORM}, "
             "with special characters of the password percent-encoded (@ is %40, / is %2F)"
         ) from error
+    if url.drivername not in POSTGRESQL_SCHEMES:
+        raise ValueError(f"begins with {url.drivername}://. It must lead to PostgreSQL: {URL_FORM}")
+    return url.set(drivername="postgresql+psycopg")
 
 
 def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
     if value is None and info.data.get("app_env") == "production":
-        raise ValueError(
-            "is not set. Production needs it: postgresql://user:password@host:5432/database; "
-            "see docs/deploying.md"
-        )
+        raise ValueError(f"is not set. Production needs it: {URL_FORM}; see docs/deploying.md")
     return value
 
 

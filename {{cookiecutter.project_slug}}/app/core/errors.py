@@ -5,12 +5,12 @@ from typing import Any
 
 import structlog
 from apiflask import APIFlask, HTTPError
-from flask import json
+from flask import json, request
 from pydantic import BaseModel
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug import Response
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException
 
 from app.models import db
 
@@ -19,29 +19,23 @@ MEDIA_TYPE = "application/problem+json"
 log = structlog.get_logger("errors")
 
 
-class Fault(BaseModel):
-    """One thing that is wrong with a request: where (`json.title`, `query.page`) and what."""
-
-    where: str
-    detail: str
-
-
 class Problem(BaseModel):
-    """RFC 9457: `type` says which kind (about:blank: the status alone), `detail` says more."""
+    """RFC 9457: `type` says which kind (about:blank: the status alone), `detail` says more.
+
+    `errors` lists what is wrong with a request: `where` (`json.title`, `query.page`) and `detail`.
+    """
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str | None = None
-    errors: list[Fault] | None = None
+    errors: list[dict[str, str]] | None = None
 
 
 def init_app(app: APIFlask) -> None:
     """Answer every error with a `Problem`, and say so in the OpenAPI document."""
-    # APIFlask makes an instance of a class, which fields without a default forbid.
-    shape = Problem.model_construct()
-    app.config["HTTP_ERROR_SCHEMA"] = shape
-    app.config["VALIDATION_ERROR_SCHEMA"] = shape
+    app.config["HTTP_ERROR_SCHEMA"] = Problem.model_json_schema()
+    app.config["VALIDATION_ERROR_SCHEMA"] = Problem.model_json_schema()
     app.error_processor(_http_error)
     app.register_error_handler(HTTPException, _werkzeug_error)
     app.register_error_handler(DataError, _data_error)
@@ -52,11 +46,9 @@ def init_app(app: APIFlask) -> None:
 
 
 def _problem(
-    status: int, detail: str | None = None, errors: list[Fault] | None = None, headers: Any = None
+    status: int, detail: str | None, errors: list[dict[str, str]] | None = None, headers: Any = None
 ) -> Response:
-    problem = Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors
-    )
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
     body = json.dumps(problem.model_dump(exclude_none=True))
     return Response(body, status, headers, content_type=MEDIA_TYPE)
 
@@ -64,7 +56,7 @@ def _problem(
 def _http_error(error: HTTPError) -> Response:
     """`abort()` of APIFlask, and what its validation found."""
     faults = [
-        Fault(where=f"{location}.{field}", detail=message)
+        {"where": f"{location}.{field}", "detail": message}
         for location, fields in (error.detail or {}).items()
         for field, messages in fields.items()
         for message in messages
@@ -77,13 +69,15 @@ def _werkzeug_error(error: HTTPException) -> Response:
     if error.response is not None:
         return error.response  # type: ignore[return-value]
     headers = [item for item in error.get_headers() if item[0] != "Content-Type"]
-    return _problem(error.code or 500, error.description, headers=headers)
+    unreadable = error.description == BadRequest.description
+    detail = "The request is not readable; is its body JSON?" if unreadable else error.description
+    return _problem(error.code or 500, detail, headers=headers)
 
 
 def _data_error(error: DataError) -> Response:
-    """A value that PostgreSQL cannot store, say a NUL character."""
+    """A value that PostgreSQL cannot have: in a body it is wrong, in a URL it leads nowhere."""
     db.session.rollback()
-    return _problem(422, str(error.orig).splitlines()[0])
+    return _problem(422 if request.content_length else 404, str(error.orig).splitlines()[0])
 
 
 def _integrity_error(error: IntegrityError) -> Response:
@@ -99,7 +93,7 @@ def _database_error(error: Exception) -> Response:
     return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
 
 
-def _problem_media_type(spec: dict[str, Any]) -> dict[str, Any]:
+def _problem_media_type(spec: Any) -> Any:
     for path in spec["paths"].values():
         for operation in path.values():
             for status, response in operation.get("responses", {}).items():

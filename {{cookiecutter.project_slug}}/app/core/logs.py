@@ -17,7 +17,7 @@ SHARED_PROCESSORS: list[Any] = [
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """The `logging.config.dictConfig` of the service; gunicorn takes the same (gunicorn.conf.py)."""
+    """The dictionary for `logging.config.dictConfig`; gunicorn takes the same."""
     if settings.production:
         renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:

@@ -8,7 +8,6 @@ import time
 import zlib
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -144,7 +143,7 @@ def _create_schema(connection: Connection, schema: str) -> None:
 def _migrate_with_retries(connection: Connection) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _migrate(connection)
+            _migrate(connection)
         except OperationalError as error:
             # Committed revisions are in alembic_version and do not run again.
             if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or attempt == ATTEMPTS:
@@ -153,6 +152,8 @@ def _migrate_with_retries(connection: Connection) -> None:
             pause = min(0.2 * 2**attempt, 5)
             log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt}/{ATTEMPTS})")
             time.sleep(pause)
+        else:
+            return
 
 
 def _migrate(connection: Connection) -> None:
@@ -182,19 +183,22 @@ def _process_revision(
 ) -> None:
     """Name a revision by its time, so that files sort by date; write none without a change."""
     script = directives[0]
-    options = migration.environment_context.context_opts  # type: ignore[union-attr]
-    request = options["revision_context"].command_args
-    if request["autogenerate"] and script.upgrade_ops.is_empty():  # type: ignore[union-attr]
+    # `flask db check` comes here too, and needs its directives.
+    is_migrate = getattr(context.config.cmd_opts, "autogenerate", False)
+    if is_migrate and script.upgrade_ops is not None and script.upgrade_ops.is_empty():
         directives.clear()
         log.info("no changes in the models: no revision written")
-    elif request["rev_id"] is None:
+        return
+    asked = migration.environment_context.context_opts["revision_context"].command_args  # type: ignore[union-attr]
+    if asked["rev_id"] is None:
         script.rev_id = _next_revision_id()
 
 
 def _next_revision_id() -> str:
     """The time as 20261231235959; a second later than the newest, if that is younger."""
-    taken = {Path(file).name.split("_")[0] for file in (FOLDER / "versions").glob("*.py")}
+    dated = (FOLDER / "versions").glob("[0-9]" * 14 + "_*.py")
+    newest = max((file.name[:14] for file in dated), default="")
     moment = datetime.now(UTC)
-    while f"{moment:%Y%m%d%H%M%S}" <= max((name for name in taken if len(name) == 14), default=""):
+    while f"{moment:%Y%m%d%H%M%S}" <= newest:
         moment += timedelta(seconds=1)
     return f"{moment:%Y%m%d%H%M%S}"

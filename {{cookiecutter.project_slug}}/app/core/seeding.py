@@ -1,8 +1,8 @@
 """The engine of `flask seed`; the rows are in app/seeds.
 
-A seeded row is marked in its column `seeded`. Planting inserts the rows and brings changed ones back
-to what their file says; removing deletes them. Rows of users are neither changed nor deleted, not
-even one that has the natural key of a seed.
+A seeded row is marked in its column `seeded`. Planting inserts the rows and brings changed ones
+back to what their file says; removing deletes them. Rows of users are neither changed nor deleted,
+not even one that has the natural key of a seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    Column, ColumnElement, Table, and_, delete, exists, func, literal_column, not_, or_, select, text,
-)  # fmt: skip
+    Column,
+    ColumnElement,
+    Table,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    literal_column,
+    not_,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -70,9 +82,9 @@ def plant(session: Session, seed: Seed) -> str:
 
 
 def remove(session: Session, seed: Seed) -> str:
-    """Delete the seeded rows that no other row refers to; return the line that says what happened."""
+    """Delete the seeded rows that no row refers to; return the line that says what happened."""
     table, key = seed.table, seed.table.c[seed.key]
-    free = not_(or_(*_references(table))) if list(_references(table)) else literal_column("true")
+    free = not_(or_(false(), *_references(table)))
     removed = session.scalars(delete(table).where(table.c.seeded, free).returning(key)).all()
     left = session.scalars(select(key).where(table.c.seeded).order_by(key)).all()
     return f"{seed.noun}: {len(removed)} removed" + _left(left, "left, other rows refer to it")
@@ -85,7 +97,7 @@ def _references(table: Table) -> Iterator[ColumnElement[bool]]:
             if constraint.referred_table is table:
                 other_row = other.alias()
                 pairs: list[tuple[Column[Any], Column[Any]]] = [
-                    (other_row.c[element.parent.name], element.column)  # type: ignore[misc]
+                    (other_row.c[element.parent.name], element.column)
                     for element in constraint.elements
                 ]
                 yield exists().where(*(child == parent for child, parent in pairs))

@@ -6,10 +6,12 @@ models and migrations serve any SCHEMA.
 
 import enum
 from datetime import datetime
+from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import DateTime, Enum, MetaData, false, func
+from sqlalchemy import BigInteger, DateTime, Enum, MetaData, false, func
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
+from sqlalchemy.types import TypeEngine
 
 # Every constraint has a name, or a migration could not drop it. The names are Alembic's advice:
 # "The Importance of Naming Constraints" in its documentation.
@@ -21,7 +23,9 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
-TYPES = {
+TYPES: dict[Any, TypeEngine[Any]] = {
+    # A table may outgrow `integer`, and that change rewrites it.
+    int: BigInteger(),
     datetime: DateTime(timezone=True),
     # Stored as text: a native enum is not seen by Alembic when a value is added, survives a
     # downgrade and belongs to one schema.

@@ -6,7 +6,7 @@ from flask_sqlalchemy.pagination import Pagination
 from pydantic import Field
 from sqlalchemy import select
 
-from app.core.api import In, Name, Out, Page, PageQuery, Year
+from app.core.api import OMITTED, In, Name, Out, Page, PageQuery, Year
 from app.models import Author, db
 
 authors = APIBlueprint("authors", __name__, url_prefix="/api/authors")
@@ -15,14 +15,14 @@ authors = APIBlueprint("authors", __name__, url_prefix="/api/authors")
 class AuthorIn(In):
     """A new author."""
 
-    name: Name = Field(examples=["Octavia E. Butler"])
+    name: Name = Field(examples=["Toni Morrison"])
     born: Year | None = None
 
 
 class AuthorChange(In):
     """The fields of an author to change; those left out stay as they are."""
 
-    name: Name = Field(default=None)
+    name: Name = OMITTED
     born: Year | None = None
 
 
@@ -89,5 +89,6 @@ def delete_author(author_id: int) -> str:
 
 
 def _author_or_404(author_id: int) -> Author:
-    author: Author = db.get_or_404(Author, author_id, description=f"There is no author {author_id}.")
+    missing = f"There is no author {author_id}."
+    author: Author = db.get_or_404(Author, author_id, description=missing)
     return author

@@ -8,20 +8,20 @@ from flask_sqlalchemy.pagination import Pagination
 from pydantic import Field, StringConstraints
 from sqlalchemy import select
 
-from app.core.api import In, Out, Page, PageQuery, Year
+from app.core.api import OMITTED, In, Out, Page, PageQuery, Year
 from app.models import Author, Book, Genre, db
 
 books = APIBlueprint("books", __name__, url_prefix="/api/books")
 
 Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
-Isbn = Annotated[str, Field(pattern=r"^[0-9]{13}$", examples=["9780807083697"])]
+Isbn = Annotated[str, Field(pattern=r"^[0-9]{13}$", examples=["9781400033416"])]
 
 
 class BookIn(In):
     """A new book."""
 
     isbn: Isbn
-    title: Title = Field(examples=["Kindred"])
+    title: Title = Field(examples=["Beloved"])
     genre: Genre
     published: Year | None = None
     author_id: int
@@ -30,11 +30,11 @@ class BookIn(In):
 class BookChange(In):
     """The fields of a book to change; those left out stay as they are."""
 
-    isbn: Isbn = Field(default=None)
-    title: Title = Field(default=None)
-    genre: Genre = Field(default=None)
+    isbn: Isbn = OMITTED
+    title: Title = OMITTED
+    genre: Genre = OMITTED
     published: Year | None = None
-    author_id: int = Field(default=None)
+    author_id: int = OMITTED
 
 
 class BookOut(Out):
@@ -105,7 +105,8 @@ def delete_book(book_id: int) -> str:
 
 
 def _book_or_404(book_id: int) -> Book:
-    book: Book = db.get_or_404(Book, book_id, description=f"There is no book {book_id}.")
+    missing = f"There is no book {book_id}."
+    book: Book = db.get_or_404(Book, book_id, description=missing)
     return book
 
 

@@ -19,7 +19,7 @@ def liveness() -> dict[str, str]:
 
 @health.get("/readyz")
 def readiness() -> tuple[dict[str, str | None], int]:
-    """200 when the database answers and is at the code's head revision, else 503 with the reason."""
+    """200 when the database answers and is at the code's head revision, else 503 and why."""
     current, reason = database_state()
     body = {"status": "not ready" if reason else "ready", "revision": current, "reason": reason}
     return body, 503 if reason else 200

@@ -25,7 +25,7 @@ BOOKS = Seed(
     rows=[
         _book("9780385474542", "Things Fall Apart", Genre.FICTION, 1958, "Chinua Achebe"),
         _book("9780618249060", "Silent Spring", Genre.NONFICTION, 1962, "Rachel Carson"),
-        _book("9780061054884", "The Dispossessed", Genre.SCIENCE_FICTION, 1974, "Ursula K. Le Guin"),
+        _book("9780807083697", "Kindred", Genre.SCIENCE_FICTION, 1979, "Octavia E. Butler"),
         _book("9780547773742", "A Wizard of Earthsea", Genre.FICTION, 1968, "Ursula K. Le Guin"),
     ],
 )

@@ -1,0 +1,94 @@
+"""Settings: every fault named at once, no secret shown, `.env.example` complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from app.config import DEVELOPMENT_SECRET_KEY, ROOT, InvalidSettings, Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting in the environment, no `.env`."""
+    for name in setting_names():
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("APP_ENV", "production")
+
+
+def setting_names() -> set[str]:
+    return {
+        str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()
+    }
+
+
+def fault(**environment: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        with pytest.raises(InvalidSettings) as caught:
+            load_settings()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_postgresql_url_is_psycopg(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+    monkeypatch.setenv("SECRET_KEY", "a secret")
+    monkeypatch.setenv("DATABASE_URL", f"{scheme}://me:p%40%2F%3Ass@db:5432/name?sslmode=require")
+    url = load_settings().database_url
+    assert url is not None
+    assert (url.drivername, url.password) == ("postgresql+psycopg", "p@/:ss")
+    assert url.query == {"sslmode": "require"}
+    assert "p@/:ss" not in repr(load_settings())
+
+
+def test_production_names_all_that_is_missing() -> None:
+    message = fault()
+    assert "DATABASE_URL is not set" in message
+    assert "SECRET_KEY is not set" in message
+
+
+def test_all_faults_are_named_at_once() -> None:
+    message = fault(
+        SECRET_KEY=DEVELOPMENT_SECRET_KEY, DATABASE_URL="mysql://me:hunter2@db/name",
+        SCHEMA="Orders", PORT="http", LOG_LEVEL="loud", WEB_CONCURRENCY="0",
+    )  # fmt: skip
+    for name in ("SECRET_KEY", "DATABASE_URL", "SCHEMA", "PORT", "LOG_LEVEL", "WEB_CONCURRENCY"):
+        assert re.search(rf"^  {name} ", message, re.MULTILINE), name
+    assert "'loud'" in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("url", ["nonsense", "postgresql://me:hunter2@db:port/name"])
+def test_an_unreadable_url_is_not_printed(url: str) -> None:
+    message = fault(DATABASE_URL=url)
+    assert "DATABASE_URL cannot be read as a URL" in message
+    assert url not in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("name", ["pg_mine", "information_schema", "1st", "a-b", "a" * 64, "a; --"])
+def test_schema_names_that_are_refused(name: str) -> None:
+    assert "SCHEMA is " in fault(SCHEMA=name)
+
+
+def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = (ROOT / ".env.example").read_text("utf-8")
+    lines = re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", example, re.MULTILINE)
+    assert {name for name, _ in lines} == setting_names()
+    monkeypatch.setenv("APP_ENV", "development")
+    live = Settings(_env_file=ROOT / ".env.example")
+    defaults = Settings(_env_file=None, schema_name=live.schema_name)
+    assert live == defaults
+
+
+def test_env_file_is_for_other_environments_than_production(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("SECRET_KEY=of this machine\n")
+    monkeypatch.setattr("app.config.ROOT", tmp_path)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://db/name")
+    with pytest.raises(InvalidSettings, match="SECRET_KEY is not set"):
+        load_settings()
+    monkeypatch.setenv("APP_ENV", "test")
+    assert load_settings().secret_key == "of this machine"
