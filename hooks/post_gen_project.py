@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
-ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 # What each answer removes.
 LICENSES = ["MIT", "BSD-3-Clause", "Apache-2.0"]
@@ -77,7 +77,7 @@ def install_steps():
         pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         steps += [
             ("environment", [find_python(), "-m", "venv", ".venv"]),
-            ("pip that knows dependency groups", [*pip, "--upgrade", "pip"]),
+            ("pip that knows dependency groups", [*pip, "pip>=25.1"]),
             ("dependencies", [*pip, "--group", "dev", "."]),
         ]
     if not Path("migrations").exists():
@@ -113,7 +113,8 @@ def run_steps(steps):
         reason = failure_of(command)
         if reason:
             say(f"not done. {reason}")
-            say(f"  The project is complete without it. To do the rest later:\n  {later(steps[number:])}")
+            say("The project stays; this does the rest later:")
+            say(f"  {later(steps[number:])}")
             return
         say(f"done ({time.monotonic() - started:.1f} s)")
 

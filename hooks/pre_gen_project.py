@@ -1,11 +1,11 @@
-"""Refuse bad answers before a file is written: all faults at once, each with a value that would do."""
+"""Refuse bad answers before a file is written, all at once, each with a value that would do."""
 
 import json
 import re
 import sys
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
-ANSWERS = json.loads(r'''{{ cookiecutter | tojson }}''')
+ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 SLUG = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
@@ -43,7 +43,9 @@ def faults():
 def main():
     found = list(faults())
     if found:
-        sys.exit("\n".join(["", "The project was not generated:", *(f"  {line}" for line in found)]))
+        sys.exit(
+            "\n".join(["", "The project was not generated:", *(f"  {line}" for line in found)])
+        )
 
 
 main()

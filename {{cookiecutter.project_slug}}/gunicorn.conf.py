@@ -3,12 +3,13 @@
 import os
 
 from app.config import load_settings
-from app.core.database import database_url
+from app.core import embedded
 from app.core.logs import logging_config
 
 settings = load_settings()
-# The embedded PostgreSQL of development lives as long as this process, through every reload.
-database_url(settings)
+if settings.database_url is None:
+    # In the process that outlives every reload.
+    embedded.start()
 
 wsgi_app = "app:create_app()"
 bind = f"{settings.host}:{settings.port}"

@@ -123,6 +123,26 @@ def test_missing_fields_are_named(client: FlaskClient) -> None:
     }
 
 
+def test_unreadable_json(client: FlaskClient) -> None:
+    response = client.post("/api/books", data="{", content_type="application/json")
+    assert (response.status_code, response.mimetype) == (400, PROBLEM)
+    assert "JSON" in response.get_json()["detail"]
+
+
+def test_a_character_that_postgresql_cannot_store(
+    client: FlaskClient, body: dict[str, Any]
+) -> None:
+    response = client.post("/api/books", json=body | {"title": "A\0B"})
+    assert (response.status_code, response.mimetype) == (422, PROBLEM)
+
+
+def test_the_openapi_document(client: FlaskClient) -> None:
+    paths = client.get("/openapi.json").get_json()["paths"]
+    assert set(paths["/api/books"]) == {"get", "post"}
+    assert set(paths["/api/books/{book_id}"]) == {"get", "patch", "delete"}
+    assert list(paths["/api/books"]["post"]["responses"]["422"]["content"]) == [PROBLEM]
+
+
 def test_an_isbn_is_taken_once(
     client: FlaskClient, book: dict[str, Any], body: dict[str, Any]
 ) -> None:

@@ -55,9 +55,3 @@ def test_the_openapi_document(client: FlaskClient) -> None:
     spec = client.get("/openapi.json").get_json()
     assert spec["openapi"].startswith("3.1")
     assert spec["info"]["title"] == PROJECT["title"]
-    assert set(spec["paths"]) == {
-        "/api/authors",
-        "/api/authors/{author_id}",
-        "/api/books",
-        "/api/books/{book_id}",
-    }

@@ -8,6 +8,7 @@ from sqlalchemy import URL, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, Settings
+from app.core import embedded
 from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -24,18 +25,15 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = url
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(settings, url)
     db.init_app(app)
-    if settings.database_pooled:
-        with app.app_context():
+    with app.app_context():
+        _start_embedded_on_first_use(db.engine, settings)
+        if settings.database_pooled:
             _set_schema_per_transaction(db.engine, settings.schema_name)
 
 
 def database_url(settings: Settings) -> URL:
-    """DATABASE_URL, or the embedded PostgreSQL of development and tests, which is started."""
-    if settings.database_url is not None:
-        return settings.database_url
-    from app.core import embedded
-
-    return embedded.start()
+    """DATABASE_URL, or the embedded PostgreSQL of development and tests."""
+    return settings.database_url or embedded.url()
 
 
 def direct_engine(settings: Settings, *options: str) -> Engine:
@@ -45,9 +43,10 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
     """
     url = settings.database_url_migrations or database_url(settings)
     search_path = f"search_path={settings.schema_name}"
-    return create_engine(
-        url, poolclass=NullPool, connect_args=_connect_args(url, search_path, *options)
-    )
+    connect_args = _connect_args(url, search_path, *options)
+    engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
+    _start_embedded_on_first_use(engine, settings)
+    return engine
 
 
 def wait_for_database(engine: Engine, seconds: float) -> None:
@@ -101,6 +100,11 @@ def _connect_args(url: URL, *options: str) -> dict[str, Any]:
         own = url.query.get("options", "")
         args["options"] = " ".join([str(own), *(f"-c {option}" for option in options)]).strip()
     return args
+
+
+def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
+    if settings.database_url is None:
+        event.listen(engine, "do_connect", lambda *_: embedded.start())
 
 
 def _set_schema_per_transaction(engine: Engine, schema: str) -> None:

@@ -41,8 +41,14 @@ class EmbeddedPostgresError(SystemExit):
     """The embedded server cannot run here; the message says why and what else to do."""
 
 
-def start() -> URL:
-    """Return the URL of the embedded server, starting it unless a process already did.
+def url() -> URL:
+    """Where the server listens once it is started."""
+    query = {"host": str(_socket_folder())}
+    return URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
+
+
+def start() -> None:
+    """Start the server unless a process already did.
 
     It stops with the last process that called this. Raises `EmbeddedPostgresError`.
     """
@@ -55,12 +61,6 @@ def start() -> URL:
             fcntl.flock(_share, fcntl.LOCK_SH)
             if not _running():
                 _start_server()
-    return URL.create(
-        "postgresql+psycopg",
-        username="postgres",
-        database="postgres",
-        query={"host": str(_socket_folder())},
-    )
 
 
 def stop() -> None:
@@ -168,6 +168,8 @@ def _run(program: str, *arguments: str) -> None:
         # PostgreSQL refuses to be root: be nobody, who may still walk through root's folders.
         identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+        # Without it access(2), by which PostgreSQL checks its own files, forgets that right.
+        rights += ["--securebits=+no_setuid_fixup"]
         command = ["setpriv", *identity, *rights, *command]
     try:
         result = subprocess.run(

@@ -1,0 +1,34 @@
+# `make demo` serves the default project, `make test` runs all tests.
+# Both make their tools (.venv) from a bare python3, once.
+
+PYTHON ?= python3
+PORT ?= 5000
+export PORT
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# The demo has a database of its own, whatever the caller's shell is set up for.
+unexport APP_ENV DATABASE_URL DATABASE_URL_MIGRATIONS SCHEMA SECRET_KEY VIRTUAL_ENV
+
+.PHONY: demo test bench
+.DEFAULT_GOAL := test
+
+demo: .venv/ready
+	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT))).close()' 2>/dev/null || \
+	    { echo "Port $(PORT) is in use; choose another one: make demo PORT=5001" >&2; exit 1; }
+	@rm -rf .demo
+	@cookiecutter . --default-config --no-input --output-dir .demo
+	@exec .demo/book-service/init.sh
+
+test: .venv/ready
+	@python -m pytest
+
+bench: .venv/ready
+	@python tests/bench/start.py
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'
+	@echo "making .venv with the template's tools; this happens once"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["tools"], sep="\n")' > .venv/tools.txt
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement .venv/tools.txt
+	@touch .venv/ready

@@ -1,0 +1,174 @@
+"""Real generated projects: rendered by the command line, installed by the hooks, run by init.sh."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+TEMPLATE = Path(__file__).resolve().parent.parent
+PATIENCE = 120  # seconds: these machines are slow at times, and no test is about speed
+
+
+def clean_environment(**changes: str | None) -> dict[str, str]:
+    """The environment without settings of a service; None removes a variable."""
+    foreign = {"APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SCHEMA", "SECRET_KEY", "PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    for name, value in changes.items():
+        if value is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = value
+    return environment
+
+
+def run(*command: str | Path, cwd: Path | None = None, **environment: str | None):
+    """Run a command to its end; stdout and stderr come together."""
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=clean_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=600,
+    )
+
+
+def generate(folder: Path, *answers: str, **environment: str | None):
+    """What a person does: `cookiecutter` on the command line."""
+    options = ["--no-input", "--default-config", "--output-dir", folder]
+    cookiecutter = [sys.executable, "-m", "cookiecutter"]
+    return run(*cookiecutter, TEMPLATE, *options, *answers, **environment)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {PATIENCE} s until {what}"
+        time.sleep(0.05)
+
+
+@dataclass
+class Server:
+    """A service that `init.sh` started."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=PATIENCE)
+
+    def answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.get("/api/books").status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+
+@dataclass
+class Project:
+    """A generated project."""
+
+    path: Path
+
+    @property
+    def python(self) -> Path:
+        return self.path / ".venv" / "bin" / "python"
+
+    def run(self, *command: str | Path, **environment: str | None):
+        return run(*command, cwd=self.path, **environment)
+
+    def flask(self, *words: str, **environment: str | None):
+        return self.run(self.python, "-m", "flask", *words, **environment)
+
+    def sql(self, statement: str, **environment: str | None) -> str:
+        """Run one SQL statement through the service's own connection; return its rows."""
+        code = (
+            "import sys\n"
+            "from sqlalchemy import text\n"
+            "from app import create_app\n"
+            "from app.models import db\n"
+            "with create_app().app_context(), db.engine.begin() as c:\n"
+            "    r = c.execute(text(sys.argv[1]))\n"
+            "    print([tuple(row) for row in r] if r.returns_rows else '')"
+        )
+        result = self.run(self.python, "-c", code, statement, **environment)
+        assert result.returncode == 0, result.stdout
+        return result.stdout.strip()
+
+    @contextlib.contextmanager
+    def serving(self, *command: str, **environment: str | None) -> Iterator[Server]:
+        """Start init.sh on a free port and wait for its first answer."""
+        port = free_port()
+        log = self.path.parent / f"log of {port}"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command or ["./init.sh"],
+                cwd=self.path,
+                env=clean_environment(PORT=str(port), **environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        server = Server(process, f"http://127.0.0.1:{port}", log)
+        try:
+            wait_until(server.answers, "init.sh serves")
+            yield server
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(PATIENCE)
+
+    def postgres_pid(self) -> int | None:
+        """The process id of the embedded server, None when it is not running."""
+        try:
+            lines = (self.path / ".postgres/data/postmaster.pid").read_text().splitlines()
+            os.kill(int(lines[0]), 0)
+        except (FileNotFoundError, ProcessLookupError, IndexError):
+            return None
+        return int(lines[0])
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default project, generated once in this process. Tests take copies of it: `project`."""
+    folder = tmp_path_factory.mktemp("generated")
+    result = generate(folder)
+    assert result.returncode == 0, result.stdout
+    assert "not done" not in result.stdout, result.stdout
+    return folder / "book-service"
+
+
+@pytest.fixture
+def project(generated: Path, tmp_path: Path) -> Project:
+    """A copy of the default project, with its environment and without a database."""
+    path = tmp_path / "book-service"
+    ignored = shutil.ignore_patterns(".postgres", ".venv")
+    shutil.copytree(generated, path, ignore=ignored, symlinks=True)
+    shutil.copytree(generated / ".venv", path / ".venv", symlinks=True, copy_function=os.link)
+    return Project(path)
