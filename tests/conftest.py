@@ -76,10 +76,10 @@ class Server:
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, timeout=PATIENCE)
 
-    def answers(self) -> bool:
+    def answers(self, path: str = "/api/books") -> bool:
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return self.get("/api/books").status_code == 200
+            return self.get(path).status_code == 200
         except requests.ConnectionError:
             return False
 
@@ -120,8 +120,8 @@ class Project:
         return result.stdout.strip()
 
     @contextlib.contextmanager
-    def serving(self, *command: str, **environment: str | None) -> Iterator[Server]:
-        """Start init.sh on a free port and wait for its first answer."""
+    def starting(self, *command: str, **environment: str | None) -> Iterator[Server]:
+        """Run init.sh on a free port, and stop it in the end."""
         port = free_port()
         log = self.path.parent / f"log of {port}"
         with log.open("w") as output:
@@ -135,14 +135,21 @@ class Project:
                 text=True,
                 start_new_session=True,
             )
-        server = Server(process, f"http://127.0.0.1:{port}", log)
         try:
-            wait_until(server.answers, "init.sh serves")
-            yield server
+            yield Server(process, f"http://127.0.0.1:{port}", log)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait(PATIENCE)
+
+    @contextlib.contextmanager
+    def serving(
+        self, *command: str, until: str = "/api/books", **environment: str | None
+    ) -> Iterator[Server]:
+        """Run init.sh on a free port, and wait until it answers."""
+        with self.starting(*command, **environment) as server:
+            wait_until(lambda: server.answers(until), "init.sh serves")
+            yield server
 
     def postgres_pid(self) -> int | None:
         """The process id of the embedded server, None when it is not running."""

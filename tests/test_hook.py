@@ -28,10 +28,10 @@ def path_without(tmp_path: Path, *hidden: str) -> str:
 
 
 def printed_command(output: str) -> str:
-    """The command that the hook left to the user."""
-    commands = [line.strip() for line in output.splitlines() if line.startswith("  cd ")]
+    """The command that the hook left to the user, the first if it left two."""
+    commands = [line.strip() for line in output.splitlines() if line.startswith("  (cd ")]
     assert commands, output
-    return commands[-1]
+    return commands[0]
 
 
 def obey(output: str, **environment: str) -> None:

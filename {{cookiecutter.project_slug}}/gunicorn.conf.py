@@ -1,6 +1,8 @@
 """gunicorn, which finds this file by itself: `gunicorn` is enough to serve."""
 
 import os
+import sys
+from typing import Any
 
 from app.config import load_settings
 from app.core import embedded
@@ -22,6 +24,14 @@ threads = settings.database_pool_size
 # Seconds that requests under way have to end after SIGTERM.
 graceful_timeout = 20
 reload = settings.app_env == "development"
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Forget what this file imported: a reloaded worker is to import the code as it is now."""
+    if reload:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "app"]:
+            del sys.modules[name]
+
 
 # Workers report that they live through a file: in memory, so that the root may be read-only.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -18,6 +18,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     app.config["SETTINGS"] = settings
     app.config["SECRET_KEY"] = settings.secret_key
     app.config["DESCRIPTION"] = PROJECT["description"]
+    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
+    app.config["TEMPLATES_AUTO_RELOAD"] = settings.app_env == "development"
     app.url_map.strict_slashes = False
 
     logs.init_app(settings)

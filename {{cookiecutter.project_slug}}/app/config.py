@@ -1,7 +1,7 @@
 """Environment → one typed `Settings`; everything that is missing or wrong is named at once.
 
-Sources, the first one wins: environment variables, `.env` (this machine; never read when the
-environment says APP_ENV=production), `.flaskenv` (this project, tracked).
+Sources, the first one wins: environment variables, `.env` (this machine; in production only if it
+says APP_ENV=production itself), `.flaskenv` (this project, tracked).
 """
 
 import os
@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
@@ -35,13 +36,16 @@ class InvalidSettings(SystemExit):
 def _database_url(value: object) -> URL | None:
     if value is None or isinstance(value, URL):
         return value
+    unreadable = (
+        f"cannot be read as a URL; the form is {URL_FORM}, "
+        "with special characters of the password percent-encoded (@ is %40, / is %2F)"
+    )
     try:
-        url = make_url(str(value))
+        url = make_url(str(value).strip())
     except (ArgumentError, ValueError) as error:
-        raise ValueError(
-            f"cannot be read as a URL; the form is {URL_FORM}, "
-            "with special characters of the password percent-encoded (@ is %40, / is %2F)"
-        ) from error
+        raise ValueError(unreadable) from error
+    if "@" in (url.host or ""):  # of the password
+        raise ValueError(unreadable)
     if url.drivername not in POSTGRESQL_SCHEMES:
         raise ValueError(f"begins with {url.drivername}://. It must lead to PostgreSQL: {URL_FORM}")
     return url.set(drivername="postgresql+psycopg")
@@ -81,6 +85,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_ignore_empty=True,
+        str_strip_whitespace=True,
         extra="ignore",
         arbitrary_types_allowed=True,
         populate_by_name=True,
@@ -90,14 +95,16 @@ class Settings(BaseSettings):
     # First: the rules of the settings below depend on it.
     app_env: Literal["development", "test", "production"] = "development"
 
-    database_url: Annotated[DatabaseUrl, AfterValidator(_needed_in_production)] = None
-    database_url_migrations: DatabaseUrl = None
+    database_url: Annotated[DatabaseUrl, AfterValidator(_needed_in_production)] = Field(
+        None, repr=False
+    )
+    database_url_migrations: DatabaseUrl = Field(None, repr=False)
     database_pooled: bool = False
     database_pool_size: int = Field(5, ge=1)
     database_pool_overflow: int = Field(5, ge=0)
     database_pool_recycle: int = Field(1800, ge=-1)
-    database_pool_timeout: float = Field(10, gt=0)
-    database_wait_seconds: float = Field(60, ge=0)
+    database_pool_timeout: float = Field(10, gt=0, allow_inf_nan=False)
+    database_wait_seconds: float = Field(60, ge=0, allow_inf_nan=False)
     schema_name: Annotated[str, AfterValidator(_schema_name)] = Field(
         "public", validation_alias="SCHEMA"
     )
@@ -108,13 +115,15 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = "INFO"
 
     run_migrations: bool = True
     # Unset: in development yes, elsewhere no.
     run_seeds: bool | None = None
     migration_lock_timeout_ms: int = Field(500, ge=1)
-    migration_lock_wait_seconds: float = Field(300, ge=0)
+    migration_lock_wait_seconds: float = Field(300, ge=0, allow_inf_nan=False)
 
     @property
     def production(self) -> bool:
@@ -127,9 +136,15 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises `InvalidSettings`, which lists all faults at once and never shows a secret.
     """
-    files = [ROOT / ".flaskenv"]
-    if os.environ.get("APP_ENV") != "production":
-        files.append(ROOT / ".env")
+    files = [ROOT / ".flaskenv", ROOT / ".env"]
+    of_machine = dotenv_values(files[1])
+    in_production = os.environ.get("APP_ENV") == "production"
+    if in_production and of_machine.get("APP_ENV") != "production":
+        files.pop()
+        # Flask's command line has put them into the environment before we are asked.
+        for name in ("DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SECRET_KEY"):
+            if of_machine.get(name) and os.environ.get(name) == of_machine[name]:
+                del os.environ[name]
     try:
         return Settings(_env_file=files, **overrides)
     except ValidationError as error:

@@ -55,7 +55,7 @@ def test_all_faults_are_named_at_once() -> None:
     )  # fmt: skip
     for name in ("SECRET_KEY", "DATABASE_URL", "SCHEMA", "PORT", "LOG_LEVEL", "WEB_CONCURRENCY"):
         assert re.search(rf"^  {name} ", message, re.MULTILINE), name
-    assert "'loud'" in message
+    assert "'LOUD'" in message
     assert "hunter2" not in message
 
 

@@ -9,7 +9,8 @@ Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 # For a field that may be left out but, unlike one with the default None, not be set to null.
 OMITTED: Any = None
 
-Year = Annotated[int, Field(ge=-3000, le=3000, examples=[1974])]
+Number = Annotated[int, Field(strict=True)]
+Year = Annotated[Number, Field(ge=-3000, le=3000, examples=[1974])]
 
 
 class In(BaseModel):

@@ -1,5 +1,6 @@
 """The commands `flask seed …` and `flask prepare`."""
 
+import socket
 from collections.abc import Callable
 
 import click
@@ -7,18 +8,20 @@ import flask_migrate
 from flask import Flask, current_app
 from flask.cli import AppGroup
 from sqlalchemy import inspect
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import seeding
-from app.core.database import direct_engine, wait_for_database
+from app.core import migrations, seeding
+from app.core.database import wait_for_database
 from app.models import db
 from app.seeds import SEEDS
 
 NOUNS = [seed.noun for seed in SEEDS]
+# No such table, column or schema.
+AHEAD_STATES = ("42P01", "42703", "3F000")
 AHEAD = (
-    "the models are ahead of the database ({}). "
-    "Run `flask db migrate -m …` if they have changed, then `flask db upgrade`."
+    "the models are ahead of the database ({}): "
+    "run `flask db migrate -m …` if they have changed, then `flask db upgrade`"
 )
 
 seed_group = AppGroup("seed", help="Plant and remove seeded rows; rows of users are never touched.")
@@ -62,10 +65,14 @@ def seed_reset(noun: str | None, yes_in_production: bool) -> None:
 def prepare() -> None:
     """Wait for the database, upgrade it, seed it: what init.sh does before it serves."""
     settings: Settings = current_app.config["SETTINGS"]
-    engine = direct_engine(settings)
-    wait_for_database(engine, settings.database_wait_seconds)
+    _refuse_a_used_port(settings)
+    wait_for_database(db.engine, settings.database_wait_seconds)
     click.echo("1/4 database: ready")
     if settings.run_migrations:
+        if not migrations.FOLDER.exists():
+            raise click.ClickException(
+                "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
+            )
         flask_migrate.upgrade()
         click.echo("2/4 migrations: done")
     else:
@@ -76,6 +83,16 @@ def prepare() -> None:
     else:
         click.echo("3/4 seeds: skipped (RUN_SEEDS)")
     click.echo(f"4/4 serving on http://{settings.host}:{settings.port}")
+
+
+def _refuse_a_used_port(settings: Settings) -> None:
+    try:
+        socket.create_server((settings.host, settings.port)).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}). "
+            "Stop the program that does, or set PORT."
+        ) from None
 
 
 def _seed_at_start(reset: bool) -> None:
@@ -106,9 +123,11 @@ def _in_one_transaction(work: Callable[[], list[str]]) -> None:
         with db.session.begin():
             seeding.lock(db.session())
             lines = work()
-    except ProgrammingError as error:
+    except DBAPIError as error:
         reason = str(error.orig).splitlines()[0]
-        raise click.ClickException(AHEAD.format(reason)) from None
+        if getattr(error.orig, "sqlstate", None) in AHEAD_STATES:
+            reason = AHEAD.format(reason)
+        raise click.ClickException(f"{reason}. Nothing was changed.") from None
     for line in lines:
         click.echo(line)
 

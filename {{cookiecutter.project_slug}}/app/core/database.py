@@ -7,7 +7,7 @@ from flask import Flask
 from sqlalchemy import URL, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.config import PROJECT, Settings
+from app.config import PROJECT, InvalidSettings, Settings
 from app.core import embedded
 from app.models import db
 
@@ -41,6 +41,11 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
 
     `options` are server settings of each connection, for example `lock_timeout=500`.
     """
+    if settings.database_pooled and settings.database_url_migrations is None:
+        raise InvalidSettings(
+            "DATABASE_POOLED is true and DATABASE_URL_MIGRATIONS is not set. Migrations need the "
+            "direct URL: a pooler loses their lock and their schema; see docs/deploying.md."
+        )
     url = settings.database_url_migrations or database_url(settings)
     search_path = f"search_path={settings.schema_name}"
     connect_args = _connect_args(url, search_path, *options)
@@ -51,7 +56,7 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
 
 def wait_for_database(engine: Engine, seconds: float) -> None:
     """Return after the first real login; raise `DatabaseUnavailable` when there is none in time."""
-    where = engine.url.render_as_string()
+    where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
     started = time.monotonic()
     next_report = 0.0
     while True:
@@ -59,12 +64,12 @@ def wait_for_database(engine: Engine, seconds: float) -> None:
             with engine.connect():
                 return
         except DBAPIError as error:
-            reason = str(error.orig).strip().splitlines()[-1].strip()
+            reason = " ".join(str(error.orig).split())
             worth_waiting = isinstance(error, OperationalError)
         waited = time.monotonic() - started
         if waited >= seconds or not worth_waiting:
             raise DatabaseUnavailable(
-                f"No login at {where} after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
+                f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
                 f"{reason}\nIs the database running, and is DATABASE_URL right?"
             )
         if waited >= next_report:

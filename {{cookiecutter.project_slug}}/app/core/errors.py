@@ -9,6 +9,7 @@ from flask import json, request
 from pydantic import BaseModel
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException
 
@@ -42,7 +43,10 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(IntegrityError, _integrity_error)
     app.register_error_handler(OperationalError, _database_error)
     app.register_error_handler(PoolTimeout, _database_error)
-    app.spec_processor(_problem_media_type)
+    app.register_error_handler(StaleDataError, _changed_meanwhile)
+    app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
+    app.register_error_handler(RecursionError, _nested_too_deeply)
+    app.spec_processor(_finish_spec)
 
 
 def _problem(
@@ -93,7 +97,23 @@ def _database_error(error: Exception) -> Response:
     return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
 
 
-def _problem_media_type(spec: Any) -> Any:
+def _changed_meanwhile(error: Exception) -> Response:
+    """Another request deleted the row between our reading and our writing."""
+    db.session.rollback()
+    return _problem(409, "Another request changed this at the same time.")
+
+
+def _nested_too_deeply(error: RecursionError) -> Response:
+    """JSON a thousand levels deep."""
+    return _problem(400, "The body is nested too deeply.")
+
+
+def _finish_spec(spec: Any) -> Any:
+    for schema in spec["components"]["schemas"].values():
+        for field in schema.get("properties", {}).values():
+            # A field with this "default" may be left out; null is no value of most.
+            if field.get("default", ...) is None:
+                del field["default"]
     for path in spec["paths"].values():
         for operation in path.values():
             for status, response in operation.get("responses", {}).items():

@@ -18,8 +18,10 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from flask import Flask, current_app
 from flask_migrate import Migrate
+from flask_migrate.cli import db as flask_db
+from psycopg import errors
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import ROOT, Settings
@@ -27,7 +29,6 @@ from app.core.database import direct_engine, wait_for_database
 from app.models import db
 
 FOLDER = ROOT / "migrations"
-LOCK_NOT_AVAILABLE = "55P03"
 ATTEMPTS = 12
 REPORT_EVERY_SECONDS = 5
 
@@ -39,11 +40,16 @@ def init_app(app: Flask) -> None:
     Migrate(
         app,
         db,
-        directory=str(FOLDER),
+        directory=str(FOLDER).replace("%", "%%"),
         render_as_batch=False,
         transaction_per_migration=True,
-        process_revision_directives=_process_revision,
+        include_object=_is_ours,
+        process_revision_directives=_write_only_changes,
     )
+    for command in ("migrate", "revision", "merge"):
+        for option in flask_db.commands[command].params:
+            if option.name == "rev_id":
+                option.default = next_revision_id
 
 
 def run() -> None:
@@ -60,12 +66,12 @@ def run() -> None:
     )
     wait_for_database(engine, settings.database_wait_seconds)
     with engine.connect() as connection:
-        if _command_writes():
+        # Alembic's own table is written by the reading commands too, and needs the schema.
+        if _command_writes() or not _schema_exists(connection, settings.schema_name):
             _take_lock(connection, settings)
             _create_schema(connection, settings.schema_name)
-            _migrate_with_retries(connection)
-        else:
-            _migrate(connection)
+        _check_search_path(connection, settings.schema_name)
+        _migrate_with_retries(connection)
 
 
 def heads() -> set[str]:
@@ -134,24 +140,50 @@ def _lock_holder(connection: Connection, key: int) -> str:
 
 def _create_schema(connection: Connection, schema: str) -> None:
     # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
-    exists = text("SELECT 1 FROM pg_namespace WHERE nspname = :schema")
-    with connection.begin():
-        if connection.scalar(exists, {"schema": schema}) is None:
+    if not _schema_exists(connection, schema):
+        with connection.begin():
             connection.execute(CreateSchema(schema))
+
+
+def _schema_exists(connection: Connection, schema: str) -> bool:
+    query = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+    with connection.begin():
+        return bool(connection.scalar(query, {"schema": schema}))
+
+
+def _check_search_path(connection: Connection, schema: str) -> None:
+    with connection.begin():
+        found = connection.scalar(text("SELECT current_schema()"))
+    if found != schema:
+        raise CommandError(
+            f"SCHEMA is {schema}, but the server put this connection into {found}. Either a pooler "
+            "dropped the option: set DATABASE_URL_MIGRATIONS to a direct URL. Or the role lacks a "
+            f'right: GRANT USAGE, CREATE ON SCHEMA "{schema}" TO …'
+        )
 
 
 def _migrate_with_retries(connection: Connection) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _migrate(connection)
-        except OperationalError as error:
-            # Committed revisions are in alembic_version and do not run again.
-            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE or attempt == ATTEMPTS:
-                raise
+        except DBAPIError as error:
             connection.rollback()
-            pause = min(0.2 * 2**attempt, 5)
-            log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt}/{ATTEMPTS})")
-            time.sleep(pause)
+            reason = str(error.orig).splitlines()[0]
+            match getattr(error.orig, "sqlstate", None):
+                case errors.InsufficientPrivilege.sqlstate:
+                    raise CommandError(f"The role lacks a right: {reason}") from None
+                case errors.LockNotAvailable.sqlstate if attempt == ATTEMPTS:
+                    raise CommandError(
+                        f"A table stayed in use, {attempt} tries ({reason}). This revision changed "
+                        "nothing. End the transaction that holds the table, then run this again."
+                    ) from None
+                case errors.LockNotAvailable.sqlstate:
+                    # Committed revisions are in alembic_version and do not run again.
+                    pause = min(0.2 * 2**attempt, 5)
+                    log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt}/{ATTEMPTS})")
+                    time.sleep(pause)
+                case _:
+                    raise
         else:
             return
 
@@ -178,24 +210,24 @@ def _print_sql(settings: Settings) -> None:
         context.run_migrations()
 
 
-def _process_revision(
+def _is_ours(item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
+    """False for what is in the database before the first revision: it is not ours to drop."""
+    return not (kind == "table" and reflected and model is None and not heads())
+
+
+def _write_only_changes(
     migration: MigrationContext, revision: Any, directives: list[MigrationScript]
 ) -> None:
-    """Name a revision by its time, so that files sort by date; write none without a change."""
-    script = directives[0]
     # `flask db check` comes here too, and needs its directives.
     is_migrate = getattr(context.config.cmd_opts, "autogenerate", False)
-    if is_migrate and script.upgrade_ops is not None and script.upgrade_ops.is_empty():
+    operations = directives[0].upgrade_ops
+    if is_migrate and operations is not None and operations.is_empty():
         directives.clear()
         log.info("no changes in the models: no revision written")
-        return
-    asked = migration.environment_context.context_opts["revision_context"].command_args  # type: ignore[union-attr]
-    if asked["rev_id"] is None:
-        script.rev_id = _next_revision_id()
 
 
-def _next_revision_id() -> str:
-    """The time as 20261231235959; a second later than the newest, if that is younger."""
+def next_revision_id() -> str:
+    """The time as 20261231235959, so that files sort by date; always later than the newest."""
     dated = (FOLDER / "versions").glob("[0-9]" * 14 + "_*.py")
     newest = max((file.name[:14] for file in dated), default="")
     moment = datetime.now(UTC)

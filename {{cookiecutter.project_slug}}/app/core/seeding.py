@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    Column,
+    Boolean,
     ColumnElement,
     Table,
     and_,
     delete,
-    exists,
     false,
     func,
     literal_column,
@@ -65,42 +64,58 @@ def plant(session: Session, seed: Seed) -> str:
     new = statement.excluded
     columns = [name for name in seed.rows[0] if name != seed.key]
     changed = or_(*(table.c[name].is_distinct_from(new[name]) for name in columns))
-    written = session.scalars(
-        statement.on_conflict_do_update(
-            index_elements=[key],
-            set_={name: new[name] for name in columns} | {"updated_at": func.now()},
-            where=and_(table.c.seeded, changed),
-        ).returning(literal_column("xmax = 0", type_=table.c.seeded.type))
-    ).all()
-    yours = session.scalars(
-        select(key).where(key.in_([row[seed.key] for row in seed.rows]), not_(table.c.seeded))
-    ).all()
-    added, restored = written.count(True), written.count(False)
-    same = len(seed.rows) - len(written) - len(yours)
-    line = f"{seed.noun}: {added} added, {restored} restored, {same} unchanged"
+    upsert = statement.on_conflict_do_update(
+        index_elements=[key],
+        set_={name: new[name] for name in columns} | {"updated_at": func.now()},
+        where=and_(table.c.seeded, changed),
+    ).returning(key)
+    keys = [row[seed.key] for row in seed.rows]
+    there = session.execute(select(key, table.c.seeded).where(key.in_(keys)))
+    found: dict[Any, bool] = dict(iter(there))
+    restored: set[Any] = set()
+    # Until nothing is left to write: a row may refer to a row of its own table.
+    while written := set(session.scalars(upsert)):
+        restored |= written & found.keys()
+    added = len(set(keys) - found.keys())
+    yours = [name for name, seeded in found.items() if not seeded]
+    same = len(found) - len(restored) - len(yours)
+    line = f"{seed.noun}: {added} added, {len(restored)} restored, {same} unchanged"
     return line + _left(yours, "not planted, a row of yours has its key")
 
 
 def remove(session: Session, seed: Seed) -> str:
     """Delete the seeded rows that no row refers to; return the line that says what happened."""
     table, key = seed.table, seed.table.c[seed.key]
-    free = not_(or_(false(), *_references(table)))
-    removed = session.scalars(delete(table).where(table.c.seeded, free).returning(key)).all()
-    left = session.scalars(select(key).where(table.c.seeded).order_by(key)).all()
-    return f"{seed.noun}: {len(removed)} removed" + _left(left, "left, other rows refer to it")
+    seeded = select(key).where(table.c.seeded).order_by(key)
+    # Locked first: a row that refers to one of them is committed and seen, or it cannot come.
+    before = session.scalars(seeded.with_for_update()).all()
+    free = not_(or_(false(), *_references(session, table)))
+    # Until nothing is left to delete: a row may refer to a row of its own table.
+    while session.scalars(delete(table).where(table.c.seeded, free).returning(key)).all():
+        pass
+    left = session.scalars(seeded).all()
+    line = f"{seed.noun}: {len(before) - len(left)} removed"
+    return line + _left(left, "left, other rows refer to it")
 
 
-def _references(table: Table) -> Iterator[ColumnElement[bool]]:
+# All foreign keys that lead to a table, also from tables that have no model here.
+REFERENCES = text("""
+    SELECT conrelid::regclass::text AS other, array(
+        SELECT format('other.%I = %s.%I', theirs.attname, conf.relname, ours.attname)
+        FROM unnest(conkey, confkey) AS pair (theirs, ours)
+        JOIN pg_attribute theirs ON theirs.attrelid = conrelid AND theirs.attnum = pair.theirs
+        JOIN pg_attribute ours ON ours.attrelid = confrelid AND ours.attnum = pair.ours
+    ) AS pairs
+    FROM pg_constraint JOIN pg_class conf ON conf.oid = confrelid
+    WHERE contype = 'f' AND confrelid = CAST(quote_ident(:table) AS regclass)
+""")
+
+
+def _references(session: Session, table: Table) -> Iterator[ColumnElement[bool]]:
     """One condition for each foreign key to `table`: some row refers to this one."""
-    for other in Base.metadata.tables.values():
-        for constraint in other.foreign_key_constraints:
-            if constraint.referred_table is table:
-                other_row = other.alias()
-                pairs: list[tuple[Column[Any], Column[Any]]] = [
-                    (other_row.c[element.parent.name], element.column)
-                    for element in constraint.elements
-                ]
-                yield exists().where(*(child == parent for child, parent in pairs))
+    for other, pairs in session.execute(REFERENCES, {"table": table.name}):
+        condition = f"EXISTS (SELECT FROM {other} AS other WHERE {' AND '.join(pairs)})"
+        yield literal_column(condition, Boolean)
 
 
 def _left(keys: Sequence[Any], why: str) -> str:

@@ -8,7 +8,7 @@ from flask_sqlalchemy.pagination import Pagination
 from pydantic import Field, StringConstraints
 from sqlalchemy import select
 
-from app.core.api import OMITTED, In, Out, Page, PageQuery, Year
+from app.core.api import OMITTED, In, Number, Out, Page, PageQuery, Year
 from app.models import Author, Book, Genre, db
 
 books = APIBlueprint("books", __name__, url_prefix="/api/books")
@@ -24,7 +24,7 @@ class BookIn(In):
     title: Title = Field(examples=["Beloved"])
     genre: Genre
     published: Year | None = None
-    author_id: int
+    author_id: Number
 
 
 class BookChange(In):
@@ -34,7 +34,7 @@ class BookChange(In):
     title: Title = OMITTED
     genre: Genre = OMITTED
     published: Year | None = None
-    author_id: int = OMITTED
+    author_id: Number = OMITTED
 
 
 class BookOut(Out):

@@ -1,12 +1,15 @@
 """/healthz (is the process alive?) and /readyz (can it serve?)."""
 
+import structlog
 from apiflask import APIBlueprint
 from flask import current_app
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.config import Settings
 from app.core import migrations
 from app.models import db
+
+log = structlog.get_logger("health")
 
 health = APIBlueprint("health", __name__, enable_openapi=False)
 
@@ -27,17 +30,23 @@ def readiness() -> tuple[dict[str, str | None], int]:
 
 def database_state() -> tuple[str | None, str | None]:
     """The database's revision, and why it cannot serve; None and None: no migrations yet."""
-    settings: Settings = current_app.config["SETTINGS"]
+    schema = current_app.config["SETTINGS"].schema_name
     try:
-        current = migrations.current(db.session.connection())
+        connection = db.session.connection()
+        current = migrations.current(connection)
+        search_path = connection.scalar(text("SELECT current_schema()"))
     except SQLAlchemyError as error:
         db.session.rollback()
-        return None, f"The database does not answer: {str(error).splitlines()[0]}"
+        log.warning("database unavailable", error=str(error).splitlines()[0])
+        return None, "The database does not answer; the log says why."
     heads = migrations.heads()
     name = ", ".join(sorted(current)) or None
+    if search_path not in (schema, None):
+        return name, f"The connection is in schema {search_path}, not {schema}: DATABASE_POOLED?"
     if current == heads:
         return name, None
     return name, (
-        f"Schema {settings.schema_name} is at revision {name or 'none'}, the code at "
-        f"{', '.join(sorted(heads)) or 'none'}. Run: flask db upgrade"
+        f"Schema {schema} is at revision {name or 'none'}, the code at "
+        f"{' and '.join(sorted(heads)) or 'none'}. "
+        f"Run: flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
     )

@@ -1,4 +1,3 @@
 # Settings of Alembic. Which database and how: app/core/migrations.py.
 [alembic]
 file_template = %%(rev)s_%%(slug)s
-revision_environment = true

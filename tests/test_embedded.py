@@ -1,0 +1,119 @@
+"""The embedded PostgreSQL: shared, stopped by its last user, and back after a kill -9."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+from conftest import PATIENCE, Project, clean_environment, wait_until
+
+USE_IT = """
+from app.core import embedded
+embedded.start()
+print("started", flush=True)
+input()
+"""
+
+
+class User:
+    """A process that uses the embedded server until it is told to go."""
+
+    def __init__(self, project: Project) -> None:
+        self.process = subprocess.Popen(
+            [project.python, "-c", USE_IT],
+            cwd=project.path,
+            env=clean_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "started\n"
+
+    def leave(self) -> None:
+        self.process.communicate("\n", timeout=PATIENCE)
+        assert self.process.returncode == 0
+
+    def end_by(self, how: signal.Signals) -> None:
+        self.process.send_signal(how)
+        self.process.communicate(timeout=PATIENCE)
+
+
+def test_it_is_shared_and_stops_with_the_last(project: Project):
+    first, second = User(project), User(project)
+    pid = project.postgres_pid()
+    first.leave()
+    assert project.postgres_pid() == pid
+    second.leave()
+    assert project.postgres_pid() is None
+
+
+def test_data_is_kept_between_runs(project: Project):
+    project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+    assert project.postgres_pid() is None
+    assert project.sql("SELECT answer FROM kept") == "[(42,)]"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
+def test_it_stops_with_a_process_that_is_terminated(project: Project, how):
+    User(project).end_by(how)
+    assert project.postgres_pid() is None
+
+
+def test_a_killed_user_does_not_keep_it_running_for_ever(project: Project):
+    User(project).end_by(signal.SIGKILL)
+    assert project.postgres_pid() is not None
+    User(project).leave()
+    assert project.postgres_pid() is None
+
+
+def test_a_killed_server_is_back_with_its_data_at_the_next_start(project: Project):
+    project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+    user = User(project)
+    pid = project.postgres_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    user.end_by(signal.SIGKILL)
+    wait_until(lambda: project.postgres_pid() is None, "the server is dead")
+    assert project.sql("SELECT answer FROM kept") == "[(42,)]"
+    assert project.postgres_pid() is None
+
+
+def test_the_pid_of_a_dead_server_may_belong_to_another_program(project: Project):
+    project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+    user = User(project)
+    pid_file = project.path / ".postgres/data/postmaster.pid"
+    lines = pid_file.read_text().splitlines()
+    user.leave()
+    pid_file.write_text("\n".join([str(os.getpid()), *lines[1:], ""]))
+    assert project.sql("SELECT answer FROM kept") == "[(42,)]"
+
+
+def test_a_killed_service_leaves_no_server_behind(project: Project):
+    with project.serving() as server:
+        server.process.kill()
+        wait_until(lambda: project.postgres_pid() is None, "its workers have left")
+
+
+def test_database_url_wins(project: Project):
+    with (project.path / ".env").open("a") as env:
+        env.write("\nDATABASE_URL=postgresql://me@127.0.0.1:1/nowhere\nDATABASE_WAIT_SECONDS=0\n")
+    result = project.flask("db", "current")
+    assert result.returncode == 1
+    assert "127.0.0.1:1" in result.stdout
+    assert not (project.path / ".postgres").exists()
+
+
+def test_a_path_longer_than_a_socket_may_be(project: Project):
+    deep = project.path.parent / ("d" * 120)
+    deep.mkdir()
+    moved = Project(deep / "book-service")
+    project.path.rename(moved.path)
+    assert moved.sql("SELECT 42") == "[(42,)]"
+
+
+def test_a_copied_project_has_a_copy_of_the_data(project: Project):
+    project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+    copy = project.path.parent / "copy"
+    subprocess.run(["cp", "-r", project.path, copy], check=True)
+    assert Project(copy).sql("SELECT answer FROM kept") == "[(42,)]"

@@ -1,0 +1,169 @@
+"""A first day with the default project and with another one: hook, init.sh, requests, own tests."""
+
+import contextlib
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from conftest import PATIENCE, Project, generate, wait_until
+
+OTHER = ["project_name=Order Desk", "db_schema=orders", "postgres_version=16"]
+
+
+@pytest.fixture(scope="module", params=["default", "orders"])
+def mine(request, generated, tmp_path_factory) -> Project:
+    """The default project, then one with a schema of its own."""
+    if request.param == "default":
+        return Project(generated)
+    folder = tmp_path_factory.mktemp("other")
+    result = generate(folder, *OTHER)
+    assert "not done" not in result.stdout, result.stdout
+    return Project(folder / "order-desk")
+
+
+def test_it_serves_seeded_books(mine: Project):
+    with mine.serving() as server:
+        books = server.get("/api/books").json()
+        assert books["total"] == 4
+        assert "Kindred" in [book["title"] for book in books["items"]]
+        ready = server.get("/readyz")
+        assert (ready.status_code, ready.json()["revision"]) == (200, "0001")
+        assert server.get("/healthz").status_code == 200
+        schema = "orders" if mine.path.name == "order-desk" else "public"
+        assert f"<dd>{schema}</dd>" in server.get("/").text
+        assert server.get("/docs").status_code == 200
+        assert server.get("/openapi.json").json()["openapi"].startswith("3.1")
+        missing = server.get("/api/books/0")
+        assert missing.status_code == 404
+        assert missing.headers["Content-Type"] == "application/problem+json"
+        assert server.stop() == 0
+    assert mine.postgres_pid() is None
+
+
+def test_a_users_row_outlives_a_restart(mine: Project):
+    with mine.serving() as server:
+        response = requests.post(f"{server.url}/api/authors", json={"name": "A user's"}, timeout=60)
+        assert response.status_code == 201
+    with mine.serving() as server:
+        assert server.get(f"/api/authors/{response.json()['id']}").json()["name"] == "A user's"
+
+
+def test_its_own_tests_pass(mine: Project):
+    result = mine.run(mine.path / ".venv/bin/pytest", "-q", "-n", "2")
+    assert result.returncode == 0, result.stdout
+    schemas = mine.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test%'")
+    assert schemas == "[]"
+
+
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+def test_init_works_in_every_shell_and_from_every_folder(project: Project, shell):
+    with project.serving("env", "-C", "/", shell, str(project.path / "init.sh")) as server:
+        assert server.get("/readyz").status_code == 200
+
+
+SLOW_ROUTE = """
+
+@home.get("/slow")
+def slow() -> str:
+    import time
+
+    time.sleep(2)
+    return "done"
+"""
+
+
+def test_a_request_under_way_ends_before_the_service(project: Project):
+    home = project.path / "app/routes/home.py"
+    home.write_text(home.read_text() + SLOW_ROUTE)
+    with project.serving() as server, ThreadPoolExecutor() as pool:
+        answer = pool.submit(server.get, "/slow")
+        time.sleep(1)
+        assert server.stop() == 0
+        assert answer.result().text == "done"
+    assert project.postgres_pid() is None
+
+
+def test_ctrl_c_stops_the_service_and_its_database(project: Project):
+    with project.serving() as server:
+        os.killpg(server.process.pid, signal.SIGINT)
+        assert server.process.wait(PATIENCE) == 0
+    assert project.postgres_pid() is None
+
+
+def test_saved_code_is_served_without_a_restart(project: Project):
+    with project.serving() as server:
+        page = project.path / "app/routes/health.py"
+        page.write_text(page.read_text().replace('"alive"', '"alive and changed"'))
+
+        def changed() -> bool:
+            try:
+                return server.get("/healthz").json()["status"] == "alive and changed"
+            except requests.RequestException:
+                return False
+
+        wait_until(changed, "the change is served")
+        assert project.postgres_pid() is not None
+
+
+def test_an_empty_folder_of_revisions(project: Project):
+    for revision in (project.path / "migrations/versions").glob("*.py"):
+        revision.unlink()
+    with project.serving(until="/readyz") as server:
+        assert "flask db migrate" in server.log.read_text()
+
+
+def test_four_starts_at_once(project: Project):
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(project.starting()) for _ in range(4)]
+        for server in servers:
+            wait_until(server.answers, "all four serve")
+        assert server.get("/api/books").json()["total"] == 4
+        logs = "".join(server.log.read_text() for server in servers)
+        assert logs.count("Running upgrade") == 1
+        assert [server.stop() for server in servers] == [0, 0, 0, 0]
+    assert project.postgres_pid() is None
+
+
+def test_a_database_that_is_not_there(project: Project):
+    result = project.run(
+        "./init.sh",
+        DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/nowhere",
+        DATABASE_WAIT_SECONDS="1",
+    )
+    assert result.returncode == 1
+    assert "waiting for the database" in result.stdout
+    assert "DATABASE_WAIT_SECONDS" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert "hunter2" not in result.stdout
+
+
+def test_without_an_environment_init_says_what_to_run(project: Project):
+    (project.path / ".venv").rename(project.path / "gone")
+    result = project.run("./init.sh", PATH="/usr/bin:/bin")
+    assert result.returncode == 1
+    assert "uv sync" in result.stdout
+
+
+@pytest.mark.parametrize("setting", ["RUN_MIGRATIONS", "RUN_SEEDS"])
+def test_steps_of_init_that_are_switched_off(project: Project, setting):
+    project.flask("db", "upgrade")
+    with project.serving(**{setting: "0"}) as server:
+        assert f"skipped ({setting})" in server.log.read_text()
+        assert server.get("/api/books").json()["total"] == (0 if setting == "RUN_SEEDS" else 4)
+
+
+def test_production_refuses_to_start_without_what_it_needs(project: Project):
+    (project.path / ".env").unlink()
+    for command in (
+        ["./init.sh"],
+        [project.python, "-m", "gunicorn"],
+        [project.python, "-m", "flask", "db", "current"],
+    ):
+        result = project.run(*command, APP_ENV="production")
+        assert result.returncode != 0
+        assert "DATABASE_URL is not set" in result.stdout
+        assert "SECRET_KEY is not set" in result.stdout
+        assert "Traceback" not in result.stdout
