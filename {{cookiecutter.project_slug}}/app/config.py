@@ -137,19 +137,24 @@ def load_settings(**overrides: Any) -> Settings:
     Raises `InvalidSettings`, which lists all faults at once and never shows a secret.
     """
     files = [ROOT / ".flaskenv", ROOT / ".env"]
-    of_machine = dotenv_values(files[1])
-    in_production = os.environ.get("APP_ENV") == "production"
-    if in_production and of_machine.get("APP_ENV") != "production":
+    if os.environ.get("APP_ENV") == "production" and _forget_development(files[1]):
         files.pop()
-        # Flask's command line has put them into the environment before we are asked.
-        for name in ("DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SECRET_KEY"):
-            if of_machine.get(name) and os.environ.get(name) == of_machine[name]:
-                del os.environ[name]
     try:
         return Settings(_env_file=files, **overrides)
     except ValidationError as error:
         lines = [f"  {_fault(item)}" for item in error.errors()]
         raise InvalidSettings("\n".join(["These settings are wrong:", *lines])) from None
+
+
+def _forget_development(env_file: Path) -> bool:
+    """Whether `.env` is not one of production; what Flask's command line took from it is undone."""
+    values = dotenv_values(env_file)
+    if values.get("APP_ENV") == "production":
+        return False
+    for name in ("DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SECRET_KEY"):
+        if values.get(name) and os.environ.get(name) == values[name]:
+            del os.environ[name]
+    return True
 
 
 def _fault(error: Any) -> str:

@@ -9,11 +9,12 @@ from app.config import DEVELOPMENT_SECRET_KEY, ROOT, InvalidSettings, Settings, 
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting in the environment, no `.env`."""
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Production, with no other setting in the environment and no `.env`."""
     for name in setting_names():
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("APP_ENV", "production")
+    monkeypatch.setattr("app.config.ROOT", tmp_path)
 
 
 def setting_names() -> set[str]:
@@ -86,7 +87,6 @@ def test_env_file_is_for_other_environments_than_production(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("SECRET_KEY=of this machine\n")
-    monkeypatch.setattr("app.config.ROOT", tmp_path)
     monkeypatch.setenv("DATABASE_URL", "postgresql://db/name")
     with pytest.raises(InvalidSettings, match="SECRET_KEY is not set"):
         load_settings()

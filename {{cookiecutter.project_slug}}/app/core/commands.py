@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import migrations, seeding
-from app.core.database import wait_for_database
+from app.core.database import connect_when_ready
 from app.models import db
 from app.seeds import SEEDS
 
@@ -66,7 +66,7 @@ def prepare() -> None:
     """Wait for the database, upgrade it, seed it: what init.sh does before it serves."""
     settings: Settings = current_app.config["SETTINGS"]
     _refuse_a_used_port(settings)
-    wait_for_database(db.engine, settings.database_wait_seconds)
+    connect_when_ready(db.engine, settings.database_wait_seconds).close()
     click.echo("1/4 database: ready")
     if settings.run_migrations:
         if not migrations.FOLDER.exists():

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import URL, Engine, NullPool, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
@@ -54,15 +54,14 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
     return engine
 
 
-def wait_for_database(engine: Engine, seconds: float) -> None:
-    """Return after the first real login; raise `DatabaseUnavailable` when there is none in time."""
+def connect_when_ready(engine: Engine, seconds: float) -> Connection:
+    """The first connection that succeeds; `DatabaseUnavailable` when there is none in time."""
     where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
     started = time.monotonic()
     next_report = 0.0
     while True:
         try:
-            with engine.connect():
-                return
+            return engine.connect()
         except DBAPIError as error:
             reason = " ".join(str(error.orig).split())
             worth_waiting = isinstance(error, OperationalError)

@@ -109,7 +109,7 @@ def _nested_too_deeply(error: RecursionError) -> Response:
 
 
 def _finish_spec(spec: Any) -> Any:
-    for schema in spec["components"]["schemas"].values():
+    for schema in spec.get("components", {}).get("schemas", {}).values():
         for field in schema.get("properties", {}).values():
             # A field with this "default" may be left out; null is no value of most.
             if field.get("default", ...) is None:

@@ -8,12 +8,13 @@ import time
 import zlib
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from graphlib import TopologicalSorter
 from typing import Any
 
 import structlog
 from alembic import context
 from alembic.migration import MigrationContext
-from alembic.operations import MigrationScript
+from alembic.operations.ops import DropTableOp, MigrationScript, UpgradeOps
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from flask import Flask, current_app
@@ -25,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import ROOT, Settings
-from app.core.database import direct_engine, wait_for_database
+from app.core.database import connect_when_ready, direct_engine
 from app.models import db
 
 FOLDER = ROOT / "migrations"
@@ -44,7 +45,7 @@ def init_app(app: Flask) -> None:
         render_as_batch=False,
         transaction_per_migration=True,
         include_object=_is_ours,
-        process_revision_directives=_write_only_changes,
+        process_revision_directives=_finish_revision,
     )
     for command in ("migrate", "revision", "merge"):
         for option in flask_db.commands[command].params:
@@ -64,8 +65,7 @@ def run() -> None:
         # The server ends the work of a client that was killed.
         "client_connection_check_interval=1s",
     )
-    wait_for_database(engine, settings.database_wait_seconds)
-    with engine.connect() as connection:
+    with connect_when_ready(engine, settings.database_wait_seconds) as connection:
         # Alembic's own table is written by the reading commands too, and needs the schema.
         if _command_writes() or not _schema_exists(connection, settings.schema_name):
             _take_lock(connection, settings)
@@ -180,7 +180,7 @@ def _migrate_with_retries(connection: Connection) -> None:
                 case errors.LockNotAvailable.sqlstate:
                     # Committed revisions are in alembic_version and do not run again.
                     pause = min(0.2 * 2**attempt, 5)
-                    log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt}/{ATTEMPTS})")
+                    log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt})")
                     time.sleep(pause)
                 case _:
                     raise
@@ -215,15 +215,33 @@ def _is_ours(item: Any, name: str, kind: str, reflected: bool, model: Any) -> bo
     return not (kind == "table" and reflected and model is None and not heads())
 
 
-def _write_only_changes(
+def _finish_revision(
     migration: MigrationContext, revision: Any, directives: list[MigrationScript]
 ) -> None:
     # `flask db check` comes here too, and needs its directives.
-    is_migrate = getattr(context.config.cmd_opts, "autogenerate", False)
-    operations = directives[0].upgrade_ops
-    if is_migrate and operations is not None and operations.is_empty():
+    if not getattr(context.config.cmd_opts, "autogenerate", False):
+        return
+    upgrade, downgrade = directives[0].upgrade_ops, directives[0].downgrade_ops
+    assert upgrade is not None
+    assert downgrade is not None
+    if upgrade.is_empty():
         directives.clear()
         log.info("no changes in the models: no revision written")
+    else:
+        _drop_children_first(upgrade)
+        upgrade.reverse_into(downgrade)
+
+
+def _drop_children_first(upgrade: UpgradeOps) -> None:
+    """Order the dropped tables by their foreign keys; Alembic leaves them in the order of a set."""
+    drops = {drop.table_name: drop for drop in upgrade.ops if isinstance(drop, DropTableOp)}
+    parents = {}
+    for name, drop in drops.items():
+        referred = {key.column.table.name for key in drop.to_table().foreign_keys}
+        parents[name] = referred & drops.keys() - {name}
+    others = [operation for operation in upgrade.ops if operation not in drops.values()]
+    children_first = [*TopologicalSorter(parents).static_order()][::-1]
+    upgrade.ops = [*others, *(drops[name] for name in children_first)]
 
 
 def next_revision_id() -> str:

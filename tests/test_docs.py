@@ -1,0 +1,169 @@
+"""What README.md and docs/ tell people to do, done to the letter in a generated project."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import TEMPLATE, Project, run
+
+SUBTITLE = "    subtitle: Mapped[str | None] = mapped_column(String(300))"
+EXAMPLE = re.compile(r"import (Author|Book|authors|books|AUTHORS|BOOKS)\b|/api/")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(file: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    return BLOCK.findall(file.read_text())
+
+
+def shell(project: Project, script: str) -> str:
+    result = project.run("sh", "-euc", script)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def put_into_book(project: Project, line: str) -> None:
+    """Add the line to `class Book`, or put it in the place of the column of that name."""
+    model = project.path / "app/models/books.py"
+    name = line.split(":")[0].strip()
+    lines = [text for text in model.read_text().splitlines() if not text.startswith(f"    {name}:")]
+    place = next(number for number, text in enumerate(lines) if "title:" in text)
+    model.write_text("\n".join([*lines[: place + 1], line.rstrip(), *lines[place + 1 :], ""]))
+
+
+def newest_revision(project: Project) -> Path:
+    return max((project.path / "migrations/versions").glob("*.py"))
+
+
+def test_every_command_of_the_migrations_page(project: Project):
+    """Commands are run and models written in the order of the page."""
+    shell(project, "uv run flask db upgrade && uv run flask seed all")
+    parts = (project.path / "docs/migrations.md").read_text().split("\n## ")[1:]
+    commands = 0
+    for part in parts:
+        for section in part.split("\n### "):
+            versions = project.path / "migrations/versions"
+            if section.startswith("Day to day"):
+                put_into_book(project, SUBTITLE)
+            for language, text in BLOCK.findall(section):
+                if language == "python" and text.startswith("# app/"):
+                    file = project.path / text.split("\n")[0].removeprefix("# ")
+                    file.write_text(text.split("\n", 1)[1])
+                    models = project.path / "app/models/__init__.py"
+                    models.write_text(
+                        models.read_text() + f"\nfrom app.models.{file.stem} import *  # noqa\n"
+                    )
+                elif language == "python" and "op." in text:
+                    revision = newest_revision(project)
+                    body = revision.read_text()
+                    upgrade = "def upgrade() -> None:\n"
+                    revision.write_text(body.replace(upgrade, upgrade + text))
+                elif language == "python":
+                    put_into_book(project, text)
+                elif language == "sh":
+                    shell(project, text)
+                    commands += 1
+            if section.startswith("Day to day"):
+                shell(project, "uv run flask db downgrade")
+                newest_revision(project).unlink()
+            assert versions.exists()
+    assert commands >= 6
+    assert shell(project, "uv run flask db check")
+    assert project.sql("SELECT DISTINCT pages, language FROM books") == "[(0, 'en')]"
+
+
+def test_two_heads_are_joined_as_the_page_says(project: Project):
+    shell(project, "uv run flask db upgrade")
+    for name in ("one", "two"):
+        shell(project, f"uv run flask db revision -m {name} --head 0001 --splice")
+    refused = project.flask("db", "upgrade")
+    assert refused.returncode == 1
+    assert "Multiple head revisions" in refused.stdout
+    page = (project.path / "docs/migrations.md").read_text()
+    command = re.search(r"^uv run flask db merge .*$", page, re.MULTILINE)
+    assert command
+    shell(project, command[0])
+    shell(project, "uv run flask db upgrade")
+    names = sorted(file.name for file in (project.path / "migrations/versions").glob("*.py"))
+    assert names[-1].endswith("join_two_branches.py")
+
+
+def test_the_loops_of_the_readme(project: Project):
+    put_into_book(project, SUBTITLE)
+    shell(project, "uv run flask db upgrade")
+    readme = (project.path / "README.md").read_text()
+    scripts = [text for language, text in BLOCK.findall(readme) if language == "sh"]
+    for script in scripts:
+        if "init.sh" not in script and "docker" not in script and "pytest" not in script:
+            shell(project, script)
+    checks = next(script for script in scripts if "pytest" in script)
+    shell(project, checks)
+    for command in re.findall(r"^\| `(uv run flask seed .*?)`", readme, re.MULTILINE):
+        shell(project, command)
+
+
+def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):
+    clone = Project(tmp_path / "clone")
+    run("git", "clone", "--quiet", project.path, clone.path)
+    readme = (clone.path / "README.md").read_text()
+    first = next(text for language, text in BLOCK.findall(readme) if language == "sh")
+    assert first == "uv sync\n./init.sh\n"
+    shell(clone, "uv sync")
+    with clone.serving() as server:
+        assert server.get("/readyz").status_code == 200
+
+
+def test_the_example_is_deleted_as_the_readme_says(project: Project):
+    shell(project, "uv run flask db upgrade")
+    for room in ("app/models", "app/routes", "app/seeds"):
+        for noun in ("authors", "books"):
+            (project.path / room / f"{noun}.py").unlink()
+    for noun in ("authors", "books", "seeds"):
+        (project.path / f"tests/test_{noun}.py").unlink()
+    pages = [f"app/{room}/__init__.py" for room in ("models", "routes", "seeds")]
+    for name in [*pages, "app/templates/home.html"]:
+        file = project.path / name
+        lines = file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if not EXAMPLE.search(line)]
+        text = "".join(kept).replace('"Author", ', "").replace('"Book", "Genre", ', "")
+        file.write_text(text.replace(", authors, books]", "]").replace("[AUTHORS, BOOKS]", "[]"))
+    shell(project, 'uv run flask db migrate -m "remove the example" && uv run flask db upgrade')
+    shell(project, "uv run pytest -q && uv run mypy && uv run ruff check")
+    with project.serving(until="/readyz") as server:
+        assert server.get("/").status_code == 200
+
+
+def test_the_tree_in_the_readme_is_the_tree(generated: Path):
+    tree = (TEMPLATE / "README.md").read_text().split("```")[5]
+    for name in re.findall(r"── ([\w./]+)", tree):
+        matches = list(generated.glob(name)) + list(generated.glob(f"app/{name}"))
+        assert matches, name
+
+
+@pytest.mark.browser
+def test_the_documentation_page_in_a_browser(project: Project, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    # No name resolves: what the page needs it must get from the service.
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    with project.serving() as server:
+        page = subprocess.run(
+            [
+                chromium,
+                *options,
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--virtual-time-budget=20000",
+                "--dump-dom",
+                f"{server.url}/docs",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        ).stdout
+    for words in ("Book Service", "/api/books", "Create an author"):
+        assert words in page
