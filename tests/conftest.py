@@ -19,10 +19,18 @@ TEMPLATE = Path(__file__).resolve().parent.parent
 PATIENCE = 120  # seconds: these machines are slow at times, and no test is about speed
 
 
+IDENTITY = {
+    f"GIT_{role}_{what}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "A tester"), ("EMAIL", "tester@example.com"))
+}
+
+
 def clean_environment(**changes: str | None) -> dict[str, str]:
     """The environment without settings of a service; None removes a variable."""
     foreign = {"APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SCHEMA", "SECRET_KEY", "PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    environment |= IDENTITY
     for name, value in changes.items():
         if value is None:
             environment.pop(name, None)

@@ -112,6 +112,36 @@ def test_a_path_longer_than_a_socket_may_be(project: Project):
     assert moved.sql("SELECT 42") == "[(42,)]"
 
 
+def test_a_copy_of_a_running_project_leaves_the_original_alone(project: Project):
+    project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
+    with project.serving() as server:
+        copy = project.path.parent / "copy"
+        subprocess.run(["cp", "-r", project.path, copy], check=False)
+        assert Project(copy).sql("SELECT answer FROM kept") == "[(42,)]"
+        assert server.get("/readyz").status_code == 200
+        assert Project(copy).postgres_pid() is None
+
+
+def test_a_first_start_that_was_killed(project: Project):
+    half = project.path / ".postgres/data.new"
+    half.mkdir(parents=True, mode=0o700)
+    (half / "PG_VERSION").write_text("18\n")
+    assert project.sql("SELECT 42") == "[(42,)]"
+
+
+@pytest.mark.parametrize("name", ["O'Brien, & sons", "per%cent é"])
+def test_paths_that_need_quotes(project: Project, name):
+    moved = Project(project.path.parent / name)
+    project.path.rename(moved.path)
+    assert moved.flask("db", "upgrade").returncode == 0
+    assert moved.sql("SELECT count(*) FROM books") == "[(0,)]"
+
+
+def test_the_callers_postgresql_variables_are_about_other_servers(project: Project):
+    elsewhere = {"PGPORT": "1", "PGHOST": "127.0.0.1", "PGUSER": "nobody", "PGDATA": "/nowhere"}
+    assert project.sql("SELECT 42", **elsewhere) == "[(42,)]"
+
+
 def test_a_copied_project_has_a_copy_of_the_data(project: Project):
     project.sql("CREATE TABLE kept AS SELECT 42 AS answer")
     copy = project.path.parent / "copy"

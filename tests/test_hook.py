@@ -2,11 +2,15 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
-from conftest import Project, generate, run
+import cookiecutter
+import pytest
+import uv
+from conftest import IDENTITY, TEMPLATE, Project, generate, run
 
-NO_IDENTITY = {
+NO_IDENTITY = dict.fromkeys(IDENTITY) | {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_COUNT": "1",
     "GIT_CONFIG_KEY_0": "user.useConfigOnly",
@@ -34,7 +38,7 @@ def printed_command(output: str) -> str:
     return commands[0]
 
 
-def obey(output: str, **environment: str) -> None:
+def obey(output: str, **environment: str | None) -> None:
     command = printed_command(output)
     result = run("sh", "-c", command, **environment)
     assert result.returncode == 0, result.stdout
@@ -158,6 +162,35 @@ def test_a_second_generation_over_the_first_keeps_what_is_the_users(tmp_path):
     assert "not done" not in result.stdout
     assert (project.path / ".env").read_text() == secret
     assert (project.path / "migrations/versions/mine.txt").exists()
+
+
+def test_an_ordinary_user():
+    """The system's own Python and the user `daemon`, whom every Linux knows."""
+    python = ["/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+    if os.geteuid() or not Path(python[0]).exists() or run(*python).returncode:
+        pytest.skip("needs root, and a Python >= 3.11 of the system")
+    daemon = ["setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "template").mkdir()
+        for part in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}"):
+            run("cp", "-r", TEMPLATE / part, folder / "template" / part)
+        run("chown", "-R", "daemon:daemon", folder)
+        environment = {
+            "HOME": name,
+            "UV_CACHE_DIR": f"{name}/cache",
+            "PATH": f"{Path(uv.find_uv_bin()).parent}:/usr/bin:/bin",
+            "PYTHONPATH": str(Path(cookiecutter.__file__).parent.parent),
+        }
+        options = ["--no-input", "--default-config", "--output-dir", folder]
+        generated = ["/usr/bin/python3", "-m", "cookiecutter", *options, folder / "template"]
+        result = run(*daemon, *generated, **environment)
+        assert "not done" not in result.stdout, result.stdout
+        project = Project(folder / "book-service")
+        with project.serving(*daemon, "./init.sh", **environment) as server:
+            assert server.get("/readyz").status_code == 200
+            assert server.stop() == 0
+        assert project.postgres_pid() is None
 
 
 def test_a_moved_project_still_works(project: Project, tmp_path):

@@ -38,6 +38,7 @@ INITDB = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
 INITDB += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
 # The socket lies in `.postgres`, named from the data folder: a socket's path must be short.
 SERVER = ["-c", "listen_addresses=", "-c", "unix_socket_directories=..", "-c", "port=5432"]
+SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_BYTES = 90
 SECONDS_TO_START = 60
 NOBODY = 65534
@@ -108,8 +109,9 @@ def _start_server() -> None:
         _run("initdb", *INITDB, f"--pgdata={new}")
         new.rename(DATA)
     _give_to_nobody()
-    # Nobody is alive: what the file says is about another time or, in a copy, another server.
-    (DATA / "postmaster.pid").unlink(missing_ok=True)
+    # Nobody is alive: these are about another time or, in a copied project, another server.
+    for left_over in (DATA / "postmaster.pid", FOLDER / SOCKET, FOLDER / f"{SOCKET}.lock"):
+        left_over.unlink(missing_ok=True)
     with LOG.open("a") as log, alive:
         server = subprocess.Popen(
             _command("postgres", "-D", str(DATA), *SERVER),

@@ -39,8 +39,11 @@ def database_state() -> tuple[str | None, str | None]:
         db.session.rollback()
         log.warning("database unavailable", error=str(error).splitlines()[0])
         return None, "The database does not answer; the log says why."
-    heads = migrations.heads()
     name = ", ".join(sorted(current)) or None
+    try:
+        heads = migrations.heads()
+    except Exception as error:
+        return name, f"migrations/ cannot be read: {error}"
     if search_path not in (schema, None):
         return name, f"The connection is in schema {search_path}, not {schema}: DATABASE_POOLED?"
     if current == heads:
