@@ -15,9 +15,9 @@ unexport APP_ENV DATABASE_URL DATABASE_URL_MIGRATIONS SCHEMA SECRET_KEY VIRTUAL_
 demo: .venv/ready
 	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT))).close()' 2>/dev/null || \
 	    { echo "Port $(PORT) is in use; choose another one: make demo PORT=5001" >&2; exit 1; }
-	@rm -rf .demo
-	@cookiecutter . --default-config --no-input --output-dir .demo
-	@exec .demo/book-service/init.sh
+	@rm -rf .demo/$(PORT)
+	@cookiecutter . --default-config --no-input --output-dir .demo/$(PORT)
+	@exec .demo/$(PORT)/book-service/init.sh
 
 test: .venv/ready
 	@python -m pytest

@@ -33,8 +33,10 @@ RENAMED = {f"LICENSE-{name}": "LICENSE" for name in LICENSES}
 PYTHON = os.path.join(".venv", "Scripts" if os.name == "nt" else "bin", "python")
 FLASK = [PYTHON, "-m", "flask", "db"]
 # Settings of other services in the caller's shell: the first migration is not about their database.
-FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SCHEMA"]
-FOREIGN += ["VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "PYTHONHOME", "PYTHONPATH"]
+FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "DATABASE_POOLED", "SCHEMA"]
+FOREIGN += ["PORT", "LOG_LEVEL", "FLASK_APP", "FLASK_SKIP_DOTENV", "FLASK_DB_INIT_TEMPLATE"]
+FOREIGN += ["VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "UV_NO_DEV", "UV_FROZEN", "UV_LOCKED"]
+FOREIGN += ["PYTHONHOME", "PYTHONPATH"]
 
 
 class Step(NamedTuple):
@@ -114,10 +116,12 @@ def git_steps():
     else:
         knows_me = False
     me = ["-c", f"user.name={ANSWERS['author_name']}", "-c", "user.email=you@example.com"]
+    later_commit = ["git", *([] if knows_me else me), *commit]
     return [
         Step("git init", ["git", "init", "--quiet"]),
         Step("git add", ["git", "add", "--all"]),
-        Step("first commit", ["git", *commit], later=["git", *([] if knows_me else me), *commit]),
+        # git leaves this file behind with the first commit.
+        Step("first commit", ["git", *commit], unless=".git/COMMIT_EDITMSG", later=later_commit),
     ]
 
 

@@ -84,12 +84,16 @@ class Server:
     def get(self, path: str) -> requests.Response:
         return requests.get(self.url + path, timeout=PATIENCE)
 
-    def answers(self, path: str = "/api/books") -> bool:
+    def status(self, path: str) -> int | None:
+        """The status of the answer, None while there is none."""
         assert self.process.poll() is None, self.log.read_text()
         try:
-            return self.get(path).status_code == 200
-        except requests.ConnectionError:
-            return False
+            return self.get(path).status_code
+        except requests.RequestException:
+            return None
+
+    def answers(self, path: str = "/api/books") -> bool:
+        return self.status(path) == 200
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
@@ -111,6 +115,18 @@ class Project:
 
     def flask(self, *words: str, **environment: str | None):
         return self.run(self.python, "-m", "flask", *words, **environment)
+
+    def popen(self, *command: str | Path, **environment: str | None) -> subprocess.Popen[str]:
+        """Start a command; its output is read by the caller."""
+        return subprocess.Popen(
+            [str(word) for word in command],
+            cwd=self.path,
+            env=clean_environment(**environment),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def sql(self, statement: str, **environment: str | None) -> str:
         """Run one SQL statement through the service's own connection; return its rows."""

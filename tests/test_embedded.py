@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import PATIENCE, Project, clean_environment, wait_until
+from conftest import PATIENCE, Project, wait_until
 
 USE_IT = """
 from app.core import embedded
@@ -19,14 +19,7 @@ class User:
     """A process that uses the embedded server until it is told to go."""
 
     def __init__(self, project: Project) -> None:
-        self.process = subprocess.Popen(
-            [project.python, "-c", USE_IT],
-            cwd=project.path,
-            env=clean_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self.process = project.popen(project.python, "-c", USE_IT)
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "started\n"
 
@@ -95,6 +88,15 @@ def test_a_killed_service_leaves_no_server_behind(project: Project):
         wait_until(lambda: project.postgres_pid() is None, "its workers have left")
 
 
+def test_a_living_service_gets_its_killed_server_back(project: Project):
+    with project.serving() as server:
+        pid = project.postgres_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: server.status("/readyz") == 200, "it answers from the new one")
+        assert project.postgres_pid() not in (None, pid)
+
+
 def test_database_url_wins(project: Project):
     with (project.path / ".env").open("a") as env:
         env.write("\nDATABASE_URL=postgresql://me@127.0.0.1:1/nowhere\nDATABASE_WAIT_SECONDS=0\n")
@@ -138,7 +140,7 @@ def test_paths_that_need_quotes(project: Project, name):
 
 
 def test_the_callers_postgresql_variables_are_about_other_servers(project: Project):
-    elsewhere = {"PGPORT": "1", "PGHOST": "127.0.0.1", "PGUSER": "nobody", "PGDATA": "/nowhere"}
+    elsewhere = {"PGPORT": "1", "PGHOSTADDR": "127.0.0.1", "PGUSER": "nobody", "PGDATA": "/x"}
     assert project.sql("SELECT 42", **elsewhere) == "[(42,)]"
 
 

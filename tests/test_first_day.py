@@ -108,6 +108,18 @@ def test_saved_code_is_served_without_a_restart(project: Project):
         assert project.postgres_pid() is not None
 
 
+@pytest.mark.parametrize("mistake", ["import no_such_module\n", "x: Maped[int]\n", "def (\n"])
+def test_a_mistake_is_shown_and_mended_while_it_serves(project: Project, mistake):
+    model = project.path / "app/models/books.py"
+    right = model.read_text()
+    with project.serving(WEB_CONCURRENCY="1") as server:
+        model.write_text(mistake + right)
+        wait_until(lambda: server.status("/healthz") == 500, "the mistake is shown")
+        assert "Traceback" in server.get("/healthz").text
+        model.write_text(right)
+        wait_until(lambda: server.status("/healthz") == 200, "it serves again")
+
+
 def test_an_empty_folder_of_revisions(project: Project):
     for revision in (project.path / "migrations/versions").glob("*.py"):
         revision.unlink()

@@ -57,7 +57,7 @@ def test_demo(clone):
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(PATIENCE)
-    assert Project(clone / ".demo/book-service").postgres_pid() is None
+    assert Project(clone / f".demo/{port}/book-service").postgres_pid() is None
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
     assert run("git", "status", "--short", "--", ".demo", cwd=TEMPLATE).stdout == ""

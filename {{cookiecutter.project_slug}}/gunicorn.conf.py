@@ -2,9 +2,13 @@
 
 import os
 import sys
+import traceback
 from typing import Any
 
-from app.config import load_settings
+from gunicorn.util import make_fail_app
+from gunicorn.workers.gthread import ThreadWorker
+
+from app.config import ROOT, load_settings
 from app.core import embedded
 from app.core.logs import logging_config
 
@@ -16,7 +20,6 @@ if settings.database_url is None:
 wsgi_app = "app:create_app()"
 bind = f"{settings.host}:{settings.port}"
 
-worker_class = "gthread"
 workers = settings.web_concurrency
 # One connection of the pool for each thread.
 threads = settings.database_pool_size
@@ -24,6 +27,22 @@ threads = settings.database_pool_size
 # Seconds that requests under way have to end after SIGTERM.
 graceful_timeout = 20
 reload = settings.app_env == "development"
+reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """Shows what keeps the saved code from starting, and waits for the next save."""
+
+    def load_wsgi(self) -> None:
+        """Load the service, or a page with the traceback."""
+        try:
+            super().load_wsgi()
+        except (Exception, SystemExit) as error:
+            self.log.exception("the service does not start")
+            self.wsgi = make_fail_app("".join(traceback.format_exception(error)))
+
+
+worker_class = PatientWorker if reload else ThreadWorker
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -151,8 +151,10 @@ def _forget_development(env_file: Path) -> bool:
     values = dotenv_values(env_file)
     if values.get("APP_ENV") == "production":
         return False
-    for name in ("DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SECRET_KEY"):
-        if values.get(name) and os.environ.get(name) == values[name]:
+    given = Path("/proc/self/environ")  # what the process was started with, where there is /proc
+    names = set(re.findall(r"(?:^|\0)(\w+)=", given.read_text() if given.exists() else ""))
+    for name, value in values.items():
+        if name not in names and os.environ.get(name) == value:
             del os.environ[name]
     return True
 

@@ -1,7 +1,6 @@
 """The revisions in migrations/: up, down and up again, and in agreement with the models."""
 
 import flask_migrate
-import pytest
 from alembic.script import ScriptDirectory
 from apiflask import APIFlask
 from sqlalchemy import inspect, text
@@ -12,12 +11,6 @@ from app.core import migrations
 from app.models import db
 
 
-@pytest.fixture
-def revisions() -> list[str]:
-    script = ScriptDirectory(str(migrations.FOLDER))
-    return [revision.revision for revision in script.walk_revisions()][::-1]
-
-
 def tables() -> set[str]:
     return set(inspect(db.engine).get_table_names())
 
@@ -26,11 +19,13 @@ def test_there_is_one_head() -> None:
     assert len(migrations.heads()) == 1
 
 
-def test_every_revision_goes_up_down_and_up(empty_app: APIFlask, revisions: list[str]) -> None:
-    for revision in revisions:
-        flask_migrate.upgrade(revision=revision)
-        flask_migrate.downgrade(revision="-1")
-        flask_migrate.upgrade(revision=revision)
+def test_every_revision_goes_up_down_and_up(empty_app: APIFlask) -> None:
+    script = ScriptDirectory(str(migrations.FOLDER))
+    for revision in reversed([*script.walk_revisions()]):
+        flask_migrate.upgrade(revision=revision.revision)
+        if not revision.is_merge_point:
+            flask_migrate.downgrade(revision=revision.down_revision or "base")
+            flask_migrate.upgrade(revision=revision.revision)
     flask_migrate.downgrade(revision="base")
     assert tables() == {"alembic_version"}
 

@@ -1,5 +1,6 @@
 """The commands `flask seed …` and `flask prepare`."""
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -12,20 +13,18 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import migrations, seeding
-from app.core.database import connect_when_ready
+from app.core.database import connect_when_ready, is_behind_the_models
 from app.models import db
 from app.seeds import SEEDS
 
 NOUNS = [seed.noun for seed in SEEDS]
-# No such table, column or schema.
-AHEAD_STATES = ("42P01", "42703", "3F000")
 AHEAD = (
     "the models are ahead of the database ({}): "
     "run `flask db migrate -m …` if they have changed, then `flask db upgrade`"
 )
 
 seed_group = AppGroup("seed", help="Plant and remove seeded rows; rows of users are never touched.")
-noun_argument = click.argument("noun", type=click.Choice(NOUNS), required=False)
+noun_argument = click.argument("noun", metavar="[NOUN]", type=click.Choice(NOUNS), required=False)
 production_option = click.option(
     "--yes-in-production", is_flag=True, help="Needed when APP_ENV is production."
 )
@@ -90,7 +89,7 @@ def _refuse_a_used_port(settings: Settings) -> None:
         socket.create_server((settings.host, settings.port)).close()
     except OSError as error:
         raise click.ClickException(
-            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}). "
+            f"cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno or 0)}). "
             "Stop the program that does, or set PORT."
         ) from None
 
@@ -125,7 +124,7 @@ def _in_one_transaction(work: Callable[[], list[str]]) -> None:
             lines = work()
     except DBAPIError as error:
         reason = str(error.orig).splitlines()[0]
-        if getattr(error.orig, "sqlstate", None) in AHEAD_STATES:
+        if is_behind_the_models(error):
             reason = AHEAD.format(reason)
         raise click.ClickException(f"{reason}. Nothing was changed.") from None
     for line in lines:

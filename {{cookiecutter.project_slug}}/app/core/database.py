@@ -77,6 +77,11 @@ def connect_when_ready(engine: Engine, seconds: float) -> Connection:
         time.sleep(min(0.3, seconds - waited))
 
 
+def is_behind_the_models(error: DBAPIError) -> bool:
+    """True when a statement failed because a table, a column or the schema is not there."""
+    return getattr(error.orig, "sqlstate", None) in ("42P01", "42703", "3F000")
+
+
 def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
     if settings.database_pooled:
         # A pooler in transaction mode refuses start-up options and loses prepared statements.

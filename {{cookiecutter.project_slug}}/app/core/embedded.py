@@ -68,21 +68,25 @@ def start() -> None:
     Raises `EmbeddedPostgresError`.
     """
     global _share
-    if _share is not None:
+    if _share is not None and _is_alive():
         return
+    # The caller's PGHOSTADDR and the like are about other servers.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
     _make_folder()
-    _stop_when_this_process_ends()
     with _starting_or_stopping():
-        share = (FOLDER / "users.lock").open("w")
+        share = _share or (FOLDER / "users.lock").open("w")
         fcntl.flock(share, fcntl.LOCK_SH)
         _start_server()
-        _share = share
+        if _share is None:
+            _share = share
+            _stop_when_this_process_ends()
 
 
 def stop() -> None:
     """Give up this process's use of the server, and stop the server if that was the last one."""
     global _share
-    if _share is None or not FOLDER.exists():
+    if _share is None or not _is_our_folder(_share):
         return
     with _starting_or_stopping():
         if _try_lock(_share):
@@ -106,7 +110,8 @@ def _start_server() -> None:
         # Under another name, so that half a cluster is never taken for one.
         new = FOLDER / "data.new"
         shutil.rmtree(new, ignore_errors=True)
-        _run("initdb", *INITDB, f"--pgdata={new}")
+        # It holds the lock too: who comes after a kill -9 waits for its end.
+        _initdb(new, alive)
         new.rename(DATA)
     _give_to_nobody()
     # Nobody is alive: these are about another time or, in a copied project, another server.
@@ -119,13 +124,14 @@ def _start_server() -> None:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_environment(),
+            env=os.environ | {"LC_ALL": "C"},
             start_new_session=True,
         )
     while not _answers():
         if server.poll() is not None:
             raise EmbeddedPostgresError(f"it ended at once.\n{LOG}:\n{_end_of_log()}")
         if time.monotonic() > deadline:
+            server.send_signal(signal.SIGINT)
             raise EmbeddedPostgresError(f"no answer after {SECONDS_TO_START} s.\n{_end_of_log()}")
         time.sleep(0.02)
     # It outlives this process; without a return code Python would warn of that.
@@ -150,6 +156,19 @@ def _answers() -> bool:
     except psycopg.OperationalError:
         return False
     return True
+
+
+def _is_alive() -> bool:
+    with (FOLDER / "alive.lock").open("a") as alive:
+        return not _try_lock(alive)
+
+
+def _is_our_folder(share: IO[str]) -> bool:
+    """False after the project was moved: what is here now is not what this process shares."""
+    try:
+        return os.path.samestat(os.fstat(share.fileno()), (FOLDER / "users.lock").stat())
+    except OSError:
+        return False
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -201,12 +220,20 @@ def _starting_or_stopping() -> Iterator[None]:
 
 
 def _stop_when_this_process_ends() -> None:
-    atexit.register(stop)
+    atexit.register(_stop_at_exit)
     # Python ends at these signals without running atexit.
     for number in (signal.SIGTERM, signal.SIGHUP):
         with contextlib.suppress(ValueError):  # not the main thread
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+def _stop_at_exit() -> None:
+    # A second signal would end the process with a traceback, and the server half stopped.
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+    stop()
 
 
 def _forked() -> None:
@@ -220,17 +247,18 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-def _run(program: str, *arguments: str) -> None:
+def _initdb(folder: Path, alive: IO[str]) -> None:
     result = subprocess.run(
-        _command(program, *arguments),
+        _command("initdb", *INITDB, f"--pgdata={folder}"),
+        pass_fds=[alive.fileno()],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=_environment(),
+        env=os.environ | {"LC_ALL": "C"},
     )
     if result.returncode:
-        raise EmbeddedPostgresError(f"{program} failed.\n{result.stdout.strip()}")
+        raise EmbeddedPostgresError(f"initdb failed.\n{result.stdout.strip()}")
 
 
 def _command(program: str, *arguments: str) -> list[str]:
@@ -258,12 +286,6 @@ def _give_to_nobody() -> None:
     if os.geteuid() == 0 and DATA.stat().st_uid != NOBODY:
         for path in [DATA, *DATA.rglob("*")]:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-
-
-def _environment() -> dict[str, str]:
-    # The caller's PGPORT and the like are about other servers.
-    mine = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return mine | {"LC_ALL": "C"}
 
 
 def _end_of_log() -> str:

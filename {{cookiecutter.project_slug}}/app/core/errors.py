@@ -7,12 +7,13 @@ import structlog
 from apiflask import APIFlask, HTTPError
 from flask import json, request
 from pydantic import BaseModel
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException
 
+from app.core.database import is_behind_the_models
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
@@ -42,6 +43,7 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(DataError, _data_error)
     app.register_error_handler(IntegrityError, _integrity_error)
     app.register_error_handler(OperationalError, _database_error)
+    app.register_error_handler(ProgrammingError, _programming_error)
     app.register_error_handler(PoolTimeout, _database_error)
     app.register_error_handler(StaleDataError, _changed_meanwhile)
     app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
@@ -95,6 +97,14 @@ def _database_error(error: Exception) -> Response:
     """The database is away or has no connection left."""
     log.error("database unavailable", error=str(error).splitlines()[0])
     return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
+
+
+def _programming_error(error: ProgrammingError) -> Response:
+    """A model that no migration has brought to the database yet, or a mistake in SQL."""
+    if not is_behind_the_models(error):
+        raise error
+    log.error("the database is behind the models", error=str(error.orig).splitlines()[0])
+    return _problem(503, "The database is behind the code. Run: flask db migrate, flask db upgrade")
 
 
 def _changed_meanwhile(error: Exception) -> Response:

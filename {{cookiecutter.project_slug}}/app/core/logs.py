@@ -35,16 +35,23 @@ def logging_config(settings: Settings) -> dict[str, Any]:
                 ],
             }
         },
+        "filters": {"news": {"()": lambda: _is_news}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structlog"}},
         "root": {"handlers": ["stderr"], "level": settings.log_level},
         "loggers": {
-            # A dozen "setting up autogenerate plugin" lines at each command.
+            # A dozen lines at each command that say nothing about it.
             "alembic.runtime.plugins": {"level": "WARNING"},
+            "alembic.ddl.postgresql": {"level": "WARNING"},
+            "alembic.runtime.migration": {"filters": ["news"]},
             # gunicorn's own handlers would print every line twice.
             "gunicorn.error": {"handlers": [], "propagate": True},
             "gunicorn.access": {"handlers": [], "propagate": True},
         },
     }
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(("Context impl", "Will assume"))
 
 
 def init_app(settings: Settings) -> None:

@@ -8,7 +8,7 @@ import time
 import zlib
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import structlog
@@ -22,7 +22,7 @@ from flask_migrate import Migrate
 from flask_migrate.cli import db as flask_db
 from psycopg import errors
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import ROOT, Settings
@@ -140,9 +140,17 @@ def _lock_holder(connection: Connection, key: int) -> str:
 
 def _create_schema(connection: Connection, schema: str) -> None:
     # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
-    if not _schema_exists(connection, schema):
+    if _schema_exists(connection, schema):
+        return
+    try:
         with connection.begin():
             connection.execute(CreateSchema(schema))
+    except ProgrammingError as error:
+        reason = str(error.orig).splitlines()[0]
+        raise CommandError(
+            f"Schema {schema} does not exist, and this role may not create it ({reason}). Somebody "
+            f'who may is to run: CREATE SCHEMA "{schema}" AUTHORIZATION the role'
+        ) from None
 
 
 def _schema_exists(connection: Connection, schema: str) -> bool:
@@ -211,8 +219,11 @@ def _print_sql(settings: Settings) -> None:
 
 
 def _is_ours(item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
-    """False for what is in the database before the first revision: it is not ours to drop."""
-    return not (kind == "table" and reflected and model is None and not heads())
+    """False for a table that no model and no revision knows: it is somebody else's."""
+    if not (kind == "table" and reflected and model is None):
+        return True
+    revisions = "".join(file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py"))
+    return f"'{name}'" in revisions or f'"{name}"' in revisions
 
 
 def _finish_revision(
@@ -226,7 +237,10 @@ def _finish_revision(
     assert downgrade is not None
     if upgrade.is_empty():
         directives.clear()
-        log.info("no changes in the models: no revision written")
+        log.info(
+            "no changes in the models: no revision written "
+            "(a new model must be imported in app/models/__init__.py)"
+        )
     else:
         _drop_children_first(upgrade)
         upgrade.reverse_into(downgrade)
@@ -239,8 +253,11 @@ def _drop_children_first(upgrade: UpgradeOps) -> None:
     for name, drop in drops.items():
         referred = {key.column.table.name for key in drop.to_table().foreign_keys}
         parents[name] = referred & drops.keys() - {name}
+    try:
+        children_first = [*TopologicalSorter(parents).static_order()][::-1]
+    except CycleError:
+        return
     others = [operation for operation in upgrade.ops if operation not in drops.values()]
-    children_first = [*TopologicalSorter(parents).static_order()][::-1]
     upgrade.ops = [*others, *(drops[name] for name in children_first)]
 
 

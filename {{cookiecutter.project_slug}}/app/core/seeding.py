@@ -41,6 +41,22 @@ class Seed:
     key: str
     rows: Sequence[dict[str, Any]]
 
+    def __post_init__(self) -> None:
+        """Say what is wrong with the seeds of this model: `ValueError`."""
+        columns = set(self.table.columns.keys())
+        fields = set(self.rows[0]) if self.rows else {self.key}
+        keys = [row.get(self.key) for row in self.rows]
+        faults = {
+            "the model lacks the mixin Seeded": "seeded" not in columns,
+            f"the rows need the key {self.key!r}": self.key not in fields,
+            f"the table has no {sorted(fields - columns)}": not fields <= columns,
+            "all rows need the same fields": any(set(row) != fields for row in self.rows),
+            "two rows have the same key": len(set(keys)) < len(keys),
+        }
+        for fault, found in faults.items():
+            if found:
+                raise ValueError(f"seeds of {self.noun}: {fault}")
+
     @property
     def table(self) -> Table:
         """The table of the model."""
@@ -55,15 +71,19 @@ class Seed:
 def lock(session: Session) -> None:
     """Let one process at a time plant or remove, until the end of the transaction."""
     session.execute(text("SELECT pg_advisory_xact_lock(hashtext(current_schema() || ' seeds'))"))
+    # Somebody's open transaction is named as the reason, not waited for without end.
+    session.execute(text("SET LOCAL lock_timeout = '10s'"))
 
 
 def plant(session: Session, seed: Seed) -> str:
     """Insert or restore the rows; return the line that says what happened."""
+    if not seed.rows:
+        return f"{seed.noun}: no seeds"
     table, key = seed.table, seed.table.c[seed.key]
     statement = insert(table).values([row | {"seeded": True} for row in seed.rows])
     new = statement.excluded
     columns = [name for name in seed.rows[0] if name != seed.key]
-    changed = or_(*(table.c[name].is_distinct_from(new[name]) for name in columns))
+    changed = or_(false(), *(table.c[name].is_distinct_from(new[name]) for name in columns))
     upsert = statement.on_conflict_do_update(
         index_elements=[key],
         set_={name: new[name] for name in columns} | {"updated_at": func.now()},
@@ -73,9 +93,11 @@ def plant(session: Session, seed: Seed) -> str:
     there = session.execute(select(key, table.c.seeded).where(key.in_(keys)))
     found: dict[Any, bool] = dict(iter(there))
     restored: set[Any] = set()
-    # Until nothing is left to write: a row may refer to a row of its own table.
-    while written := set(session.scalars(upsert)):
-        restored |= written & found.keys()
+    # Again and again, because a row may refer to a row of its own table.
+    for _ in seed.rows:
+        restored |= (written := set(session.scalars(upsert))) & found.keys()
+        if not written:
+            break
     added = len(set(keys) - found.keys())
     yours = [name for name, seeded in found.items() if not seeded]
     same = len(found) - len(restored) - len(yours)
@@ -100,8 +122,8 @@ def remove(session: Session, seed: Seed) -> str:
 
 # All foreign keys that lead to a table, also from tables that have no model here.
 REFERENCES = text("""
-    SELECT conrelid::regclass::text AS other, array(
-        SELECT format('other.%I = %s.%I', theirs.attname, conf.relname, ours.attname)
+    SELECT conrelid::regclass::text AS referring, conrelid = confrelid AS itself, array(
+        SELECT format('_referring.%I = %I.%I', theirs.attname, conf.relname, ours.attname)
         FROM unnest(conkey, confkey) AS pair (theirs, ours)
         JOIN pg_attribute theirs ON theirs.attrelid = conrelid AND theirs.attnum = pair.theirs
         JOIN pg_attribute ours ON ours.attrelid = confrelid AND ours.attnum = pair.ours
@@ -112,10 +134,14 @@ REFERENCES = text("""
 
 
 def _references(session: Session, table: Table) -> Iterator[ColumnElement[bool]]:
-    """One condition for each foreign key to `table`: some row refers to this one."""
-    for other, pairs in session.execute(REFERENCES, {"table": table.name}):
-        condition = f"EXISTS (SELECT FROM {other} AS other WHERE {' AND '.join(pairs)})"
-        yield literal_column(condition, Boolean)
+    """One condition for each foreign key to `table`: some other row refers to this one."""
+    preparer = session.connection().dialect.identifier_preparer
+    name = preparer.quote(table.name)
+    for referring, itself, pairs in session.execute(REFERENCES, {"table": table.name}):
+        another = [f"_referring.ctid <> {name}.ctid"] if itself else []
+        condition = " AND ".join([*pairs, *another])
+        exists = f"EXISTS (SELECT FROM {referring} AS _referring WHERE {condition})"
+        yield literal_column(exists, Boolean)
 
 
 def _left(keys: Sequence[Any], why: str) -> str:
