@@ -89,6 +89,13 @@ def test_rows_of_users_outlive_their_containers(name: str, request: pytest.Fixtu
     assert get(running.url("/api/books"))[1]["total"] == 4
 
 
+def test_a_database_restarted_while_idle_costs_no_request(service: "Stack") -> None:
+    assert get(service.url("/api/books"))[0] == 200
+    service.compose("restart", "db")
+    service.compose("up", "-d", "--wait", "db")
+    assert [get(service.url("/api/books"))[0] for _ in range(10)] == [200] * 10
+
+
 def test_change_of_code_is_served_without_restart(service: "Stack") -> None:
     route = service.project / "app/routes/health.py"
     before = route.read_text("utf-8")
