@@ -42,7 +42,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.wsgi = make_fail_app("".join(traceback.format_exception(error)))
 
 
-worker_class = PatientWorker if reload else ThreadWorker
+worker_class = PatientWorker if reload else "gthread"
 
 
 def post_fork(server: Any, worker: Any) -> None:

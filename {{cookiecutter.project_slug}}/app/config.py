@@ -7,6 +7,8 @@ says APP_ENV=production itself), `.flaskenv` (this project, tracked).
 import os
 import re
 import tomllib
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +133,11 @@ class Settings(BaseSettings):
         return self.app_env == "production"
 
 
+SETTING_NAMES = {
+    str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()
+}
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Read the settings; `overrides` by field name (`app_env="test"`) win over every source.
 
@@ -139,11 +146,14 @@ def load_settings(**overrides: Any) -> Settings:
     files = [ROOT / ".flaskenv", ROOT / ".env"]
     if os.environ.get("APP_ENV") == "production" and _forget_development(files[1]):
         files.pop()
+    faults = [fault for file in files for fault in _misspelt(file)]
     try:
-        return Settings(_env_file=files, **overrides)
+        settings = Settings(_env_file=files, **overrides)
     except ValidationError as error:
-        lines = [f"  {_fault(item)}" for item in error.errors()]
-        raise InvalidSettings("\n".join(["These settings are wrong:", *lines])) from None
+        faults += [_fault(item) for item in error.errors()]
+    if faults:
+        raise InvalidSettings("\n  ".join(["These settings are wrong:", *faults]))
+    return settings
 
 
 def _forget_development(env_file: Path) -> bool:
@@ -157,6 +167,12 @@ def _forget_development(env_file: Path) -> bool:
         if name not in names and os.environ.get(name) == value:
             del os.environ[name]
     return True
+
+
+def _misspelt(env_file: Path) -> Iterator[str]:
+    for name in dotenv_values(env_file).keys() - SETTING_NAMES:
+        for meant in get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.9):
+            yield f"{name} in {env_file.name} is no setting. Did you mean {meant}?"
 
 
 def _fault(error: Any) -> str:

@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from app.config import DEVELOPMENT_SECRET_KEY, ROOT, InvalidSettings, Settings, load_settings
+from app.config import (
+    DEVELOPMENT_SECRET_KEY,
+    ROOT,
+    SETTING_NAMES,
+    InvalidSettings,
+    Settings,
+    load_settings,
+)
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Production, with no other setting in the environment and no `.env`."""
-    for name in setting_names():
+    for name in SETTING_NAMES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("APP_ENV", "production")
     monkeypatch.setattr("app.config.ROOT", tmp_path)
-
-
-def setting_names() -> set[str]:
-    return {
-        str(field.validation_alias or name).upper() for name, field in Settings.model_fields.items()
-    }
 
 
 def fault(**environment: str) -> str:
@@ -60,6 +61,14 @@ def test_all_faults_are_named_at_once() -> None:
     assert "hunter2" not in message
 
 
+def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("APP_ENV=production\nLOG_LVEL=DEBUG\nSOMETHING_ELSE=1\n")
+    message = fault()
+    assert "LOG_LVEL in .env is no setting. Did you mean LOG_LEVEL?" in message
+    assert "DATABASE_URL is not set" in message
+    assert "SOMETHING_ELSE" not in message
+
+
 @pytest.mark.parametrize("url", ["nonsense", "postgresql://me:hunter2@db:port/name"])
 def test_an_unreadable_url_is_not_printed(url: str) -> None:
     message = fault(DATABASE_URL=url)
@@ -76,7 +85,7 @@ def test_schema_names_that_are_refused(name: str) -> None:
 def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
     example = (ROOT / ".env.example").read_text("utf-8")
     lines = re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", example, re.MULTILINE)
-    assert {name for name, _ in lines} == setting_names()
+    assert {name for name, _ in lines} == SETTING_NAMES
     monkeypatch.setenv("APP_ENV", "development")
     live = Settings(_env_file=ROOT / ".env.example")
     defaults = Settings(_env_file=None, schema_name=live.schema_name)
