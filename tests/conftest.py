@@ -73,6 +73,20 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+def save_until(file: Path, text: str, condition: Callable[[], object], what: str) -> None:
+    """Save the file, as a person does, again if the reloader was not watching yet."""
+    saved = 0.0
+
+    def condition_after_a_save() -> object:
+        nonlocal saved
+        if time.monotonic() - saved > 15:
+            saved = time.monotonic()
+            file.write_text(text)
+        return condition()
+
+    wait_until(condition_after_a_save, what)
+
+
 @dataclass
 class Server:
     """A service that `init.sh` started."""
@@ -91,6 +105,13 @@ class Server:
             return self.get(path).status_code
         except requests.RequestException:
             return None
+
+    def says(self, path: str, words: str) -> bool:
+        """Whether the answer has these words, in whatever status."""
+        try:
+            return words in self.get(path).text
+        except requests.RequestException:
+            return False
 
     def answers(self, path: str = "/api/books") -> bool:
         return self.status(path) == 200

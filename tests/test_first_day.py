@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import PATIENCE, Project, generate, wait_until
+from conftest import PATIENCE, Project, generate, save_until, wait_until
 
 OTHER = ["project_name=Order Desk", "db_schema=orders", "postgres_version=16"]
 
@@ -94,17 +94,10 @@ def test_ctrl_c_stops_the_service_and_its_database(project: Project):
 
 
 def test_saved_code_is_served_without_a_restart(project: Project):
+    page = project.path / "app/routes/health.py"
+    changed = page.read_text().replace('"alive"', '"alive and changed"')
     with project.serving() as server:
-        page = project.path / "app/routes/health.py"
-        page.write_text(page.read_text().replace('"alive"', '"alive and changed"'))
-
-        def changed() -> bool:
-            try:
-                return server.get("/healthz").json()["status"] == "alive and changed"
-            except requests.RequestException:
-                return False
-
-        wait_until(changed, "the change is served")
+        save_until(page, changed, lambda: server.says("/healthz", "changed"), "it is served")
         assert project.postgres_pid() is not None
 
 
@@ -113,11 +106,9 @@ def test_a_mistake_is_shown_and_mended_while_it_serves(project: Project, mistake
     model = project.path / "app/models/books.py"
     right = model.read_text()
     with project.serving(WEB_CONCURRENCY="1") as server:
-        model.write_text(mistake + right)
-        wait_until(lambda: server.status("/healthz") == 500, "the mistake is shown")
-        assert "Traceback" in server.get("/healthz").text
-        model.write_text(right)
-        wait_until(lambda: server.status("/healthz") == 200, "it serves again")
+        shown = "the mistake is shown"
+        save_until(model, mistake + right, lambda: server.says("/healthz", "Traceback"), shown)
+        save_until(model, right, lambda: server.says("/healthz", "alive"), "it serves again")
 
 
 def test_an_empty_folder_of_revisions(project: Project):
