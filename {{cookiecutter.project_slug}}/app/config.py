@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     # Unset: in development yes, elsewhere no.
     run_seeds: bool | None = None
     migration_lock_timeout_ms: int = Field(500, ge=1)
+    # A revision: it and those before it were there before `flask db lint` judged anything.
+    migration_lint_start_after: str | None = None
     migration_lock_wait_seconds: float = Field(300, ge=0, allow_inf_nan=False)
 
     @property

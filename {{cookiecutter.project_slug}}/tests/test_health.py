@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.config import PROJECT, Settings
-from app.core import migrations
+from app.core import history
 
 
 def test_the_process_is_alive(client: FlaskClient) -> None:
@@ -18,7 +18,7 @@ def test_the_process_is_alive(client: FlaskClient) -> None:
 def test_ready_at_the_head_revision(client: FlaskClient) -> None:
     response = client.get("/readyz")
     assert response.status_code == 200
-    assert {response.get_json()["revision"]} == migrations.heads()
+    assert {response.get_json()["revision"]} == history.heads()
 
 
 def test_not_ready_at_another_revision(client: FlaskClient, session: Session) -> None:
@@ -37,7 +37,7 @@ def test_not_ready_before_the_first_upgrade(empty_app: APIFlask) -> None:
 
 def test_the_first_page(client: FlaskClient, settings: Settings) -> None:
     page = client.get("/").text
-    for words in (PROJECT["version"], "test", settings.schema_name, *migrations.heads()):
+    for words in (PROJECT["version"], "test", settings.schema_name, *history.heads()):
         assert words in page
 
 

@@ -7,7 +7,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.orm import Session
 
 from app.config import Settings
-from app.core import migrations
+from app.core import history
 from app.models import db
 
 
@@ -16,11 +16,11 @@ def tables() -> set[str]:
 
 
 def test_there_is_one_head() -> None:
-    assert len(migrations.heads()) == 1
+    assert len(history.heads()) == 1
 
 
 def test_every_revision_goes_up_down_and_up(empty_app: APIFlask) -> None:
-    script = ScriptDirectory(str(migrations.FOLDER))
+    script = ScriptDirectory(str(history.FOLDER))
     for revision in reversed([*script.walk_revisions()]):
         flask_migrate.upgrade(revision=revision.revision)
         if not revision.is_merge_point:

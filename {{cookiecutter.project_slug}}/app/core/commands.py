@@ -1,18 +1,20 @@
-"""The commands `flask seed …` and `flask prepare`."""
+"""The commands `flask seed …`, `flask db lint`, `flask doctor` and `flask prepare`."""
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 
 import click
 import flask_migrate
 from flask import Flask, current_app
-from flask.cli import AppGroup
+from flask.cli import AppGroup, with_appcontext
+from flask_migrate.cli import db as flask_db
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import migrations, seeding
+from app.core import doctor, history, lint, seeding
 from app.core.database import connect_when_ready, is_behind_the_models
 from app.models import db
 from app.seeds import SEEDS
@@ -32,8 +34,27 @@ production_option = click.option(
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
+    flask_db.add_command(lint_command)
+    app.cli.add_command(doctor_command)
     app.cli.add_command(seed_group)
     app.cli.command("prepare")(prepare)
+
+
+@click.command("lint")
+@click.argument("revision", required=False, metavar="[REVISION|FROM:TO]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report for tools.")
+@with_appcontext
+def lint_command(revision: str | None, as_json: bool) -> None:
+    """Say what a revision would do to a database with users.
+
+    Judges all revisions that the database does not have yet, or those given. They are run in a
+    transaction that is rolled back, in a schema of its own.
+
+    Exit code: 0 clean, 1 hazards, 2 could not judge.
+    """
+    report = lint.report(current_app.config["SETTINGS"], revision)
+    click.echo(report.json() if as_json else report.text())
+    sys.exit(report.exit_code)
 
 
 @seed_group.command("all")
@@ -61,6 +82,21 @@ def seed_reset(noun: str | None, yes_in_production: bool) -> None:
     _in_one_transaction(lambda: _remove(noun) + _plant(noun))
 
 
+@click.command("doctor")
+@with_appcontext
+def doctor_command() -> None:
+    """Print the state of settings, database and migrations; exit 1 if anything needs a hand.
+
+    Each finding names the heading of docs/recovery.md that says what to do. Changes nothing.
+    """
+    lines = [*doctor.examine(current_app.config["SETTINGS"])]
+    for line in lines:
+        click.echo(line)
+    findings = [line for line in lines if line.heading]
+    click.echo(f"needs a hand: {len(findings)}" if findings else "nothing needs a hand")
+    sys.exit(1 if findings else 0)
+
+
 def prepare() -> None:
     """Wait for the database, upgrade it, seed it: what init.sh does before it serves."""
     settings: Settings = current_app.config["SETTINGS"]
@@ -68,7 +104,7 @@ def prepare() -> None:
     connect_when_ready(db.engine, settings.database_wait_seconds).close()
     click.echo("1/4 database: ready")
     if settings.run_migrations:
-        if not migrations.FOLDER.exists():
+        if not history.FOLDER.exists():
             raise click.ClickException(
                 "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
             )

@@ -4,34 +4,37 @@ One process migrates a schema at a time. The lock is polled, never waited for: a
 holds a snapshot, and CREATE INDEX CONCURRENTLY waits for all snapshots to end, which is a deadlock.
 """
 
+import io
+import sys
 import time
 import zlib
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TextIO, cast
 
+import click
 import structlog
 from alembic import context
-from alembic.migration import MigrationContext
-from alembic.operations.ops import DropTableOp, MigrationScript, UpgradeOps
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from flask import Flask, current_app
 from flask_migrate import Migrate
 from flask_migrate.cli import db as flask_db
 from psycopg import errors
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
-from app.config import ROOT, Settings
+from app.config import Settings
+from app.core import history, lint
+from app.core.autogenerate import Autogenerate
 from app.core.database import connect_when_ready, direct_engine
+from app.core.sql import CONCURRENTLY
 from app.models import db
 
-FOLDER = ROOT / "migrations"
 ATTEMPTS = 12
 REPORT_EVERY_SECONDS = 5
+BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
+MERGE = 'Join them: flask db merge heads -m "join two branches"'
 
 log = structlog.get_logger("migrations")
 
@@ -41,16 +44,28 @@ def init_app(app: Flask) -> None:
     Migrate(
         app,
         db,
-        directory=str(FOLDER).replace("%", "%%"),
+        directory=str(history.FOLDER).replace("%", "%%"),
         render_as_batch=False,
         transaction_per_migration=True,
-        include_object=_is_ours,
-        process_revision_directives=_finish_revision,
     )
     for command in ("migrate", "revision", "merge"):
         for option in flask_db.commands[command].params:
             if option.name == "rev_id":
-                option.default = next_revision_id
+                option.default = history.next_revision_id
+    for name, command in flask_db.commands.items():
+        if name not in ("init", "list-templates", "lint"):
+            command.callback = _with_readable_history(command.callback, name)
+    flask_db.commands["migrate"].params[:] = [
+        *(each for each in flask_db.commands["migrate"].params if each.name != "acknowledge"),
+        click.Option(
+            ["--acknowledge"],
+            multiple=True,
+            expose_value=False,
+            metavar="HAZARD=REASON",
+            help="Write the change in spite of this hazard; the file will say the reason.",
+            callback=lambda command, _, values: command.meta.update(acknowledged=values),
+        ),
+    ]
 
 
 def run() -> None:
@@ -62,35 +77,69 @@ def run() -> None:
     engine = direct_engine(
         settings,
         f"lock_timeout={settings.migration_lock_timeout_ms}",
+        # An index build and a VALIDATE take as long as they take.
+        "statement_timeout=0",
         # The server ends the work of a client that was killed.
         "client_connection_check_interval=1s",
     )
     with connect_when_ready(engine, settings.database_wait_seconds) as connection:
         # Alembic's own table is written by the reading commands too, and needs the schema.
-        if _command_writes() or not _schema_exists(connection, settings.schema_name):
+        writes = _command_writes()
+        if writes or not _schema_exists(connection, settings.schema_name):
             _take_lock(connection, settings)
             _create_schema(connection, settings.schema_name)
         _check_search_path(connection, settings.schema_name)
-        _migrate_with_retries(connection)
+        with connection.begin():
+            at = history.current(connection)
+        _refuse_unknown_revision(at)
+        if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+            _warn_of_hazards(settings, at)
+        _let_builds_wait(connection)
+        _migrate_with_retries(connection, settings)
 
 
-def heads() -> set[str]:
-    """The newest revisions in `migrations/versions`; normally one, none before the first."""
-    versions = FOLDER / "versions"
-    names = sorted(file.name for file in versions.glob("*.py")) if versions.is_dir() else []
-    return _heads(tuple(names))
+def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
+    """Say in a sentence what is wrong with the revision files, where Alembic shows a traceback."""
+    original = getattr(callback, "unchecked", callback)
+
+    @wraps(original)
+    def checked(*words: Any, **options: Any) -> Any:
+        if history.FOLDER.exists():
+            _check_history(needs_one_head=name in ("upgrade", "migrate") and _goes_to_head(options))
+        return original(*words, **options)
+
+    checked.unchecked = original  # type: ignore[attr-defined]
+    return checked
 
 
-def current(connection: Connection) -> set[str]:
-    """The revisions that the schema is at; none before the first upgrade."""
-    if connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
-        return set()
-    return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
+def _goes_to_head(options: dict[str, Any]) -> bool:
+    return str(options.get("revision", "head")) == "head" and options.get("head", "head") == "head"
 
 
-@lru_cache(maxsize=1)
-def _heads(names: tuple[str, ...]) -> set[str]:
-    return set(ScriptDirectory(str(FOLDER)).get_heads()) if names else set()
+def _check_history(needs_one_head: bool) -> None:
+    for revision, files in history.files_by_revision().items():
+        if len(files) > 1:
+            raise click.ClickException(
+                f"{' and '.join(files)} are both revision {revision}. Give one of them another "
+                "`revision`, and let the next one's `down_revision` follow."
+            )
+    try:
+        heads = history.load().get_heads()
+    except KeyError as error:
+        raise click.ClickException(
+            f"Revision {error.args[0]} is missing, and a file in migrations/versions builds on it. "
+            "Bring its file back (git log --diff-filter=D --stat -- migrations/versions shows what "
+            "was deleted), or set the other one's `down_revision`."
+        ) from None
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
+    if needs_one_head and len(heads) > 1:
+        raise click.ClickException(f"There are several heads: {', '.join(heads)}. {MERGE}")
+
+
+def _command() -> str | None:
+    command = click.get_current_context(silent=True)
+    return command.info_name if command else None
 
 
 def _command_writes() -> bool:
@@ -100,6 +149,40 @@ def _command_writes() -> bool:
     except KeyError:
         return False
     return True
+
+
+def _refuse_unknown_revision(at: set[str]) -> None:
+    purges = getattr(context.config.cmd_opts, "purge", False) or "--purge" in sys.argv
+    unknown = sorted(at - {each.revision for each in context.script.walk_revisions()})
+    if unknown and not purges:
+        raise CommandError(
+            f"The database is at revision {unknown[0]}, which this code does not have: newer code "
+            "migrated it, or a revision file is gone. Nothing was changed. Deploy the code that "
+            "has the revision, or bring its file back; to go back, `flask db downgrade` with that "
+            "code. See docs/recovery.md, The database is ahead of the code."
+        )
+
+
+def _warn_of_hazards(settings: Settings, at: set[str]) -> None:
+    target = context.get_revision_argument()
+    report = lint.lint(settings, None, at, str(target or "heads"))
+    if report.exit_code == 1:
+        log.warning(f"flask db lint says:\n{report.text()}")
+
+
+def _let_builds_wait(connection: Connection) -> None:
+    """No lock_timeout for CONCURRENTLY: it stops nobody, and waits for all open transactions."""
+
+    def before(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if CONCURRENTLY.search(statement):
+            cursor.execute("SET lock_timeout = 0")
+
+    def after(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if CONCURRENTLY.search(statement):
+            cursor.execute("RESET lock_timeout")
+
+    event.listen(connection, "before_cursor_execute", before)
+    event.listen(connection, "after_cursor_execute", after)
 
 
 def _take_lock(connection: Connection, settings: Settings) -> None:
@@ -170,37 +253,130 @@ def _check_search_path(connection: Connection, schema: str) -> None:
         )
 
 
-def _migrate_with_retries(connection: Connection) -> None:
+def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _migrate(connection)
+            _remove_invalid_indexes(connection, settings.schema_name)
+            _migrate(connection, settings)
+        except CommandError as error:
+            raise CommandError(_plain(error, connection, settings)) from None
         except DBAPIError as error:
             connection.rollback()
-            reason = str(error.orig).splitlines()[0]
-            match getattr(error.orig, "sqlstate", None):
-                case errors.InsufficientPrivilege.sqlstate:
-                    raise CommandError(f"The role lacks a right: {reason}") from None
-                case errors.LockNotAvailable.sqlstate if attempt == ATTEMPTS:
-                    raise CommandError(
-                        f"A table stayed in use, {attempt} tries ({reason}). This revision changed "
-                        "nothing. End the transaction that holds the table, then run this again."
-                    ) from None
-                case errors.LockNotAvailable.sqlstate:
-                    # Committed revisions are in alembic_version and do not run again.
-                    pause = min(0.2 * 2**attempt, 5)
-                    log.warning(f"a table is in use, trying again in {pause:.1f} s ({attempt})")
-                    time.sleep(pause)
-                case _:
-                    raise
+            if not isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected):
+                raise CommandError(_failure(error, connection)) from None
+            blocker = _blocker(connection, error.statement or "", settings.schema_name)
+            if attempt == ATTEMPTS:
+                raise CommandError(
+                    f"A table stayed in use, {attempt} tries: {blocker}. This revision changed "
+                    "nothing. End that transaction, then run this again; see docs/recovery.md, A "
+                    "migration that waits."
+                ) from None
+            # Committed revisions are in alembic_version and do not run again.
+            pause = min(0.2 * 2**attempt, 5)
+            log.warning(
+                f"a table is in use by {blocker}; trying again in {pause:.1f} s ({attempt})"
+            )
+            time.sleep(pause)
         else:
             return
 
 
-def _migrate(connection: Connection) -> None:
-    options = current_app.extensions["migrate"].configure_args
+def _migrate(connection: Connection, settings: Settings) -> None:
+    flask_migrates = current_app.extensions["migrate"].configure_args
+    options = flask_migrates | Autogenerate(settings).options()
     context.configure(connection=connection, target_metadata=db.metadata, **options)
     with context.begin_transaction():
         context.run_migrations()
+
+
+def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
+    """Clear what a killed CREATE INDEX CONCURRENTLY left; its revision is run again."""
+    query = text(
+        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+        " WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = to_regnamespace(:schema)"
+        " AND pg_has_role(c.relowner, 'MEMBER') AND NOT EXISTS"
+        " (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
+    )
+    with connection.begin():
+        connection.execute(text("RESET lock_timeout"))
+        if not _command_writes() or history.current(connection) == history.heads():
+            return
+        for name in connection.scalars(query, {"schema": f'"{schema}"'}).all():
+            log.warning(f"removing the invalid index {name} that an interrupted build left")
+            quoted = connection.dialect.identifier_preparer.quote(name)
+            connection.execute(text(f"DROP INDEX {quoted}"))
+
+
+def _blocker(connection: Connection, statement: str, schema: str) -> str:
+    """Who holds a table that the statement names, the oldest transaction first."""
+    query = text(
+        "SELECT c.relname, a.pid, extract(epoch FROM clock_timestamp() - a.xact_start),"
+        " a.state, left(regexp_replace(a.query, '\\s+', ' ', 'g'), 80)"
+        " FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+        " JOIN pg_stat_activity a ON a.pid = l.pid"
+        " WHERE l.granted AND l.locktype = 'relation' AND a.pid <> pg_backend_pid()"
+        " AND c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('r', 'p', 'm')"
+        " ORDER BY position(c.relname IN :statement) = 0, a.xact_start LIMIT 1"
+    )
+    with connection.begin():
+        row = connection.execute(query, {"schema": f'"{schema}"', "statement": statement}).first()
+    if row is None:
+        return "a transaction that has ended by now"
+    table, pid, age, state, words = row
+    since = "of another role" if age is None else f"{age:.0f} s old, {state}"
+    return f"process {pid} on {table} ({since}: {words})"
+
+
+def _plain(error: CommandError, connection: Connection, settings: Settings) -> str:
+    """Alembic's message, or a plainer one with the safe command."""
+    words = str(error)
+    if "Multiple head revisions" in words or "Multiple heads" in words:
+        return f"There are several heads: {', '.join(sorted(history.heads()))}. {MERGE}"
+    if "Target database is not up to date" not in words:
+        return words
+    connection.rollback()
+    at, heads = history.current(connection), history.heads()
+    connection.rollback()
+    if not at and _foreign_tables(connection):
+        return _no_version(connection)
+    return (
+        f"The database is behind the code: it is at {', '.join(sorted(at)) or 'nothing'}, the code "
+        f"at {', '.join(sorted(heads))}. Run: flask db upgrade"
+    )
+
+
+def _failure(error: DBAPIError, connection: Connection) -> str:
+    reason = str(error.orig).splitlines()[0]
+    at = ", ".join(sorted(history.current(connection))) or "nothing"
+    connection.rollback()
+    if isinstance(error.orig, errors.InsufficientPrivilege):
+        return f"The role lacks a right: {reason}"
+    if isinstance(error.orig, errors.DuplicateTable) and at == "nothing":
+        return _no_version(connection)
+    heading = "A failed migration"
+    if isinstance(error.orig, BAD_DATA):
+        heading = "Bad data found by VALIDATE"
+    statement = " ".join((error.statement or "").split())[:300]
+    return (
+        f"The revision after {at} failed: {reason}\n  in: {statement}\nThe database is at {at}; "
+        f"nothing of a failed transaction stays. See docs/recovery.md, {heading}."
+    )
+
+
+def _foreign_tables(connection: Connection) -> list[str]:
+    query = text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
+    with connection.begin():
+        return [name for name in connection.scalars(query) if name in db.metadata.tables]
+
+
+def _no_version(connection: Connection) -> str:
+    head = ", ".join(sorted(history.heads()))
+    return (
+        f"The schema has tables ({', '.join(_foreign_tables(connection))}) but no revision: these "
+        "migrations did not make them. Nothing was changed. If the tables are what revision "
+        f"{head} says: flask db stamp {head}, then flask db check. If they are rubbish, use an "
+        "empty schema. See docs/recovery.md, Database out of sync."
+    )
 
 
 def _print_sql(settings: Settings) -> None:
@@ -209,63 +385,27 @@ def _print_sql(settings: Settings) -> None:
         target_metadata=db.metadata,
         literal_binds=True,
         transaction_per_migration=True,
+        output_buffer=cast(TextIO, _Script(settings)),
     )
     schema = settings.schema_name
     context.execute(CreateSchema(schema, if_not_exists=True))
     context.execute(f'SET search_path = "{schema}"')
+    context.execute("SET statement_timeout = 0")
     context.execute(f"SET lock_timeout = {settings.migration_lock_timeout_ms}")
     with context.begin_transaction():
         context.run_migrations()
 
 
-def _is_ours(item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
-    """False for a table that no model and no revision knows: it is somebody else's."""
-    if not (kind == "table" and reflected and model is None):
-        return True
-    revisions = "".join(file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py"))
-    return f"'{name}'" in revisions or f'"{name}"' in revisions
+class _Script(io.TextIOBase):
+    """Standard output, where CONCURRENTLY waits as long as it must, as it does online."""
 
+    def __init__(self, settings: Settings) -> None:
+        self.timeout = settings.migration_lock_timeout_ms
 
-def _finish_revision(
-    migration: MigrationContext, revision: Any, directives: list[MigrationScript]
-) -> None:
-    # `flask db check` comes here too, and needs its directives.
-    if not getattr(context.config.cmd_opts, "autogenerate", False):
-        return
-    upgrade, downgrade = directives[0].upgrade_ops, directives[0].downgrade_ops
-    assert upgrade is not None
-    assert downgrade is not None
-    if upgrade.is_empty():
-        directives.clear()
-        log.info(
-            "no changes in the models: no revision written "
-            "(a new model must be imported in app/models/__init__.py)"
-        )
-    else:
-        _drop_children_first(upgrade)
-        upgrade.reverse_into(downgrade)
+    def write(self, words: str) -> int:
+        if CONCURRENTLY.search(words):
+            words = f"SET lock_timeout = 0;\n\n{words}SET lock_timeout = {self.timeout};\n\n"
+        return sys.stdout.write(words)
 
-
-def _drop_children_first(upgrade: UpgradeOps) -> None:
-    """Order the dropped tables by their foreign keys; Alembic leaves them in the order of a set."""
-    drops = {drop.table_name: drop for drop in upgrade.ops if isinstance(drop, DropTableOp)}
-    parents = {}
-    for name, drop in drops.items():
-        referred = {key.column.table.name for key in drop.to_table().foreign_keys}
-        parents[name] = referred & drops.keys() - {name}
-    try:
-        children_first = [*TopologicalSorter(parents).static_order()][::-1]
-    except CycleError:
-        return
-    others = [operation for operation in upgrade.ops if operation not in drops.values()]
-    upgrade.ops = [*others, *(drops[name] for name in children_first)]
-
-
-def next_revision_id() -> str:
-    """The time as 20261231235959, so that files sort by date; always later than the newest."""
-    dated = (FOLDER / "versions").glob("[0-9]" * 14 + "_*.py")
-    newest = max((file.name[:14] for file in dated), default="")
-    moment = datetime.now(UTC)
-    while f"{moment:%Y%m%d%H%M%S}" <= newest:
-        moment += timedelta(seconds=1)
-    return f"{moment:%Y%m%d%H%M%S}"
+    def flush(self) -> None:
+        sys.stdout.flush()

@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core import migrations
+from app.core import history
 from app.models import db
 
 log = structlog.get_logger("health")
@@ -33,7 +33,7 @@ def database_state() -> tuple[str | None, str | None]:
     schema = current_app.config["SETTINGS"].schema_name
     try:
         connection = db.session.connection()
-        current = migrations.current(connection)
+        current = history.current(connection)
         search_path = connection.scalar(text("SELECT current_schema()"))
     except SQLAlchemyError as error:
         db.session.rollback()
@@ -41,7 +41,7 @@ def database_state() -> tuple[str | None, str | None]:
         return None, "The database does not answer; the log says why."
     name = ", ".join(sorted(current)) or None
     try:
-        heads = migrations.heads()
+        heads = history.heads()
     except Exception as error:
         return name, f"migrations/ cannot be read: {error}"
     if search_path not in (schema, None):

@@ -11,6 +11,9 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+% for name, value in context.get("facts", {}).get(up_revision, {}).items():
+${name} = ${value}
+% endfor
 
 
 def upgrade() -> None:

@@ -1,0 +1,156 @@
+"""What a database holds, read from the server's own catalog: tables, columns, constraints, indexes.
+
+The server's spelling makes two definitions comparable, whoever wrote them.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import Connection, text
+
+OURS = "NOT (n.nspname LIKE 'pg\\_%' OR n.nspname = 'information_schema')"
+
+
+class Table(NamedTuple):
+    """A table, partitioned table or materialized view."""
+
+    schema: str
+    name: str
+
+
+class Column(NamedTuple):
+    """A column; `default` is an expression, `identity` and `generated` are the server's letters."""
+
+    name: str
+    type: str
+    required: bool
+    default: str | None
+    identity: str
+    generated: str
+
+
+class Constraint(NamedTuple):
+    """A constraint; `kind`: p(rimary key), u(nique), f(oreign key), c(heck), x (exclusion)."""
+
+    table: int
+    name: str
+    kind: str
+    valid: bool
+    definition: str
+
+
+class Index(NamedTuple):
+    """An index that backs no constraint; the definition leaves out its name."""
+
+    table: int
+    name: str
+    definition: str
+
+
+class EnumType(NamedTuple):
+    """A native enum."""
+
+    schema: str
+    name: str
+    labels: tuple[str, ...]
+
+
+@dataclass
+class Catalog:
+    """All by object id, which a rename does not change; columns by table and number."""
+
+    schemas: dict[int, str]
+    tables: dict[int, Table]
+    columns: dict[tuple[int, int], Column]
+    constraints: dict[int, Constraint]
+    indexes: dict[int, Index]
+    enums: dict[int, EnumType]
+
+    def table_id(self, name: str, *schemas: str) -> int | None:
+        """The table of that name in the first of the schemas that has one."""
+        for schema in schemas:
+            for oid, table in self.tables.items():
+                if table == (schema, name):
+                    return oid
+        return None
+
+    def columns_of(self, table: int | None) -> dict[str, Column]:
+        """The columns of a table by name."""
+        found = (column for (oid, _), column in self.columns.items() if oid == table)
+        return {column.name: column for column in found}
+
+    def constraints_of(self, table: int | None) -> list[Constraint]:
+        """The constraints of a table."""
+        return [item for item in self.constraints.values() if item.table == table]
+
+    def indexes_of(self, table: int | None) -> list[Index]:
+        """The indexes of a table that back no constraint."""
+        return [item for item in self.indexes.values() if item.table == table]
+
+
+def read(connection: Connection, *schemas: str) -> Catalog:
+    """Read the catalog: of these schemas, or of all that are not PostgreSQL's own."""
+    where = "n.nspname = ANY(:schemas)" if schemas else OURS
+    parameters = {"schemas": list(schemas)} if schemas else {}
+
+    def rows(query: str) -> list[tuple]:  # type: ignore[type-arg]
+        return [tuple(row) for row in connection.execute(text(f"{query} {where}"), parameters)]
+
+    return Catalog(
+        schemas=dict(rows("SELECT n.oid, n.nspname FROM pg_namespace n WHERE")),
+        tables={
+            oid: Table(*rest)
+            for oid, *rest in rows(
+                "SELECT c.oid, n.nspname, c.relname FROM pg_class c"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE c.relkind IN ('r', 'p', 'm') AND"
+            )
+        },
+        columns={
+            (oid, number): Column(
+                name, _plain(type_), required, default and _plain(default), *letters
+            )
+            for oid, number, name, type_, required, default, *letters in rows(
+                "SELECT a.attrelid, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod),"
+                " a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated"
+                " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
+                " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'm') AND"
+            )
+        },
+        constraints={
+            oid: Constraint(table, name, kind, valid, _plain(definition).removesuffix(" NOT VALID"))
+            for oid, table, name, kind, valid, definition in rows(
+                "SELECT k.oid, k.conrelid, k.conname, k.contype, k.convalidated,"
+                " pg_get_constraintdef(k.oid) FROM pg_constraint k"
+                " JOIN pg_namespace n ON n.oid = k.connamespace"
+                " WHERE k.conrelid <> 0 AND k.contype IN ('p', 'u', 'f', 'c', 'x') AND"
+            )
+        },
+        indexes={
+            oid: Index(table, name, re.sub(r" INDEX \S+ ON ", " INDEX ON ", _plain(definition)))
+            for oid, table, name, definition in rows(
+                "SELECT i.indexrelid, i.indrelid, c.relname, pg_get_indexdef(i.indexrelid)"
+                " FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid"
+                " AND k.contype IN ('p', 'u', 'x')) AND"
+            )
+        },
+        enums={
+            oid: EnumType(schema, name, tuple(labels))
+            for oid, schema, name, labels in rows(
+                "SELECT t.oid, n.nspname, t.typname, ARRAY(SELECT e.enumlabel::text FROM pg_enum e"
+                " WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) FROM pg_type t"
+                " JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype = 'e' AND"
+            )
+        },
+    )
+
+
+def _plain(definition: str) -> str:
+    """Without schema names and sequence names, which differ where nothing else does."""
+    plain = re.sub(r'(?:"[^"]+"|\b[a-z_]\w*)\.(?=[a-z_"])', "", definition)
+    return re.sub(r"nextval\('[^']+'", "nextval(''", plain)

@@ -1,0 +1,185 @@
+"""`flask doctor`: the state of service and database that docs/recovery.md starts from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+
+from app.config import PROJECT, Settings
+from app.core import history, lint
+from app.core.autogenerate import Autogenerate
+from app.core.database import DatabaseUnavailable, connect_when_ready, direct_engine
+from app.models import db
+
+PAGE = "docs/recovery.md"
+LOCKS = (
+    "SELECT c.relname, a.pid, l.mode, l.granted, extract(epoch FROM now() - a.xact_start), a.state"
+    " FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+    " JOIN pg_stat_activity a ON a.pid = l.pid"
+    " WHERE l.locktype = 'relation' AND a.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')"
+    " AND c.relnamespace = to_regnamespace(:schema) ORDER BY a.xact_start, c.relname LIMIT 20"
+)
+INVALID_INDEXES = (
+    "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+    " WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = to_regnamespace(:schema)"
+    " AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
+)
+NOT_VALID = (
+    "SELECT conrelid::regclass::text || '.' || conname FROM pg_constraint"
+    " WHERE NOT convalidated AND connamespace = to_regnamespace(:schema)"
+)
+LONG_TRANSACTION_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was looked at; `heading` of the runbook where it needs a hand."""
+
+    what: str
+    found: str
+    heading: str = ""
+
+    def __str__(self) -> str:
+        hint = f"\n{'':30}! see {PAGE}, {self.heading}" if self.heading else ""
+        return f"{self.what:30}{self.found}{hint}"
+
+
+def examine(settings: Settings) -> Iterator[Line]:
+    """Look at everything; a database that does not answer ends it."""
+    yield Line("service", f"{PROJECT['name']} {PROJECT['version']}, APP_ENV {settings.app_env}")
+    for name in sorted(type(settings).model_fields):
+        value = getattr(settings, name)
+        shown = _without_secret(name, value)
+        label = "SCHEMA" if name == "schema_name" else name.upper()
+        yield Line(f"  {label}", shown)
+    try:
+        engine = direct_engine(settings)
+        connection = connect_when_ready(engine, min(settings.database_wait_seconds, 5))
+    except DatabaseUnavailable as error:
+        yield Line("database", str(error).splitlines()[0], "No connection")
+        return
+    with connection:
+        yield from _database(connection, settings)
+
+
+def _without_secret(name: str, value: Any) -> str:
+    if value is None:
+        return "not set"
+    if name == "secret_key":
+        return "set"
+    # SQLAlchemy shows a URL without its password; what stands after ? may hold one too.
+    return str(value.set(query={})) if name.startswith("database_url") else str(value)
+
+
+def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
+    schema = {"schema": f'"{settings.schema_name}"'}
+    with connection.begin():
+        version = connection.scalar(text("SHOW server_version"))
+        database = connection.scalar(text("SELECT current_database() || ' as ' || current_user"))
+        there = connection.scalar(text("SELECT to_regnamespace(:schema)::text"), schema)
+        at = history.current(connection)
+    yield Line("database", f"{database}, PostgreSQL {version}")
+    if there is None:
+        yield Line("schema", f"{settings.schema_name} does not exist", "Database out of sync")
+    else:
+        yield Line("schema", settings.schema_name)
+    yield from _revisions(connection, settings, at)
+    with connection.begin():
+        for name in connection.scalars(text(INVALID_INDEXES), schema):
+            yield Line("invalid index", name, "A failed migration")
+        for name in connection.scalars(text(NOT_VALID), schema):
+            yield Line("not validated", name, "Bad data found by VALIDATE")
+        for table, pid, mode, granted, age, state in connection.execute(text(LOCKS), schema):
+            seconds = f"{age or 0:.0f} s"
+            stuck = not granted or (age or 0) > LONG_TRANSACTION_SECONDS
+            found = f"process {pid} {'has' if granted else 'waits for'} {mode} on {table}"
+            heading = "A database that is stuck" if stuck else ""
+            yield Line("lock", f"{found}, {seconds}, {state}", heading)
+        yield _connections(connection, settings)
+
+
+def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iterator[Line]:
+    try:
+        script = history.load()
+        heads = history.heads()
+        known = {each.revision for each in script.walk_revisions()}
+    except Exception as error:
+        yield Line("revision files", f"{type(error).__name__}: {error}", "Database out of sync")
+        return
+    where = ", ".join(sorted(at)) or "none"
+    code = ", ".join(sorted(heads)) or "none"
+    found = f"{where}, the code's head is {code}"
+    if at - known:
+        yield Line("revision", found, "The database is ahead of the code")
+        return
+    if len(heads) > 1:
+        yield Line("revision", f"{found}: several heads", "Several heads")
+        return
+    if at == heads:
+        yield Line("revision", found)
+        yield _drift(connection, settings)
+        return
+    with connection.begin():
+        tables = set(
+            connection.scalars(
+                text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+            )
+        )
+    out_of_sync = not at and tables & db.metadata.tables.keys()
+    yield Line("revision", found, "Database out of sync" if out_of_sync else "")
+    report = lint.lint(settings, None, at)
+    for verdict in report.verdicts:
+        hazards = ", ".join(each.key for each in verdict.hazards)
+        if hazards:
+            yield Line("pending", f"{verdict.file}: {hazards}", "A pending revision with hazards")
+        else:
+            state = f"could not be judged ({verdict.not_judged})" if verdict.not_judged else "clean"
+            yield Line("pending", f"{verdict.file}: {state}", "The database is behind the code")
+
+
+def _drift(connection: Connection, settings: Settings) -> Line:
+    """Whether models and database agree."""
+    options = Autogenerate(settings).options()
+    try:
+        with connection.begin():
+            migration = MigrationContext.configure(connection, opts=options)
+            differences = compare_metadata(migration, db.metadata)
+    except CommandError as error:
+        return Line("drift", str(error), "Database out of sync")
+    if not differences:
+        return Line("drift", "none: models and database agree")
+    named = ", ".join(_named(each) for each in differences[:5])
+    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+    return Line("drift", f"{named}{more}", "Database out of sync")
+
+
+def _named(difference: Any) -> str:
+    """`add_column books.subtitle` from one of Alembic's tuples."""
+    if isinstance(difference, list):
+        difference = difference[0]
+        return f"{difference[0]} {difference[2]}.{difference[3]}"
+    kind, *rest = difference
+    names = [getattr(each, "name", each) for each in rest if each is not None]
+    return f"{kind} {'.'.join(str(name) for name in names)}"
+
+
+def _connections(connection: Connection, settings: Settings) -> Line:
+    most = int(connection.scalar(text("SHOW max_connections")) or 0)
+    reserved = int(connection.scalar(text("SHOW superuser_reserved_connections")) or 0)
+    used = connection.scalar(
+        text("SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL")
+    )
+    if settings.database_pooled:
+        return Line("connections", f"{used} of {most} in use, through a pooler")
+    per_worker = settings.database_pool_size + settings.database_pool_overflow
+    ours = settings.web_concurrency * per_worker
+    replicas = (most - reserved) // ours
+    found = (
+        f"{used} of {most} in use; a replica may open {ours} ({settings.web_concurrency} workers x "
+        f"{per_worker}), so that {replicas} replicas fit"
+    )
+    return Line("connections", found, "Too many connections" if replicas < 1 else "")

@@ -1,0 +1,436 @@
+"""What the server says about a revision: it is run in a transaction that is rolled back.
+
+With client_min_messages=debug1 PostgreSQL tells which tables it rewrites, scans and builds indexes
+on; its catalog before and after tells the rest, whatever the statements look like.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import alembic.context
+import alembic.op
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import Script, ScriptDirectory
+from psycopg import errors
+from sqlalchemy import Column as ModelColumn
+from sqlalchemy import Connection, Enum, event, text
+from sqlalchemy.exc import DBAPIError
+
+from app.config import Settings
+from app.core import catalog, sql
+from app.core.catalog import Catalog, Constraint
+from app.core.database import connect_when_ready, direct_engine
+from app.core.hazards import Hazard
+from app.models import db
+
+SCRATCH = "migration_dry_run"
+MESSAGES = {
+    "rewriting": re.compile(r'rewriting table "(?P<table>[^"]+)"'),
+    "verifying": re.compile(r'verifying table "(?P<table>[^"]+)"'),
+    "validating": re.compile(r'validating foreign key constraint "(?P<item>[^"]+)"'),
+    "building": re.compile(r'building index "(?P<item>[^"]+)" on table "(?P<table>[^"]+)"'),
+}
+# They would end the dry run's transaction, or do not run in one.
+NOT_RUN = re.compile(
+    r"(commit|end|rollback(?!\s+to)|abort|begin|start\s+transaction|prepare\s+transaction"
+    r"|vacuum|alter\s+system|(create|drop)\s+(database|tablespace)|reindex\s+(database|system))\b",
+    re.IGNORECASE,
+)
+RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
+STRONG_LOCKS = (
+    "SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode"
+    " IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+)
+
+Work = Callable[[], object]
+
+
+class CannotJudge(Exception):  # noqa: N818 - a verdict, not a mistake
+    """No verdict, and why."""
+
+
+class DryRun:
+    """An open dry run. What `observe` runs stays for the next revision, until the end."""
+
+    def __init__(self, connection: Connection, settings: Settings) -> None:
+        self.connection = connection
+        self.settings = settings
+        self.statements: list[sql.Statement] = []
+        # The labels that the history gave to each enum column, by (table, column).
+        self.labels: dict[tuple[str, str], list[str]] = {}
+        self._heard: list[str] = []
+        self._found: list[Hazard] = []
+        self._listening = False
+        self._autocommit = False
+        self._before = self._latest = Catalog({}, {}, {}, {}, {}, {})
+        self._locked: set[int] = set()
+        driver: Any = connection.connection.driver_connection
+        driver.add_notice_handler(lambda notice: self._heard.append(notice.message_primary or ""))
+        event.listen(connection, "before_cursor_execute", self._before_statement, retval=True)
+        event.listen(connection, "after_cursor_execute", self._after_statement)
+
+    def start(self, history: Iterable[Script], *, at_current: bool) -> None:
+        """Go to the state after `history`: built in a schema of the dry run's own, with no rows.
+
+        Where the history can not be built anew, as in an adopted database, and `at_current` says
+        that the real schema is in this very state: go on from there.
+        """
+        try:
+            self._build_anew(history)
+        except Exception as error:
+            if not at_current or self.settings.production:
+                raise CannotJudge(f"the history does not build anew: {_reason(error)}") from error
+            self.connection.rollback()
+
+    def observe(self, works: Iterable[Work]) -> list[Hazard]:
+        """Run the parts of one revision; a part that fails is a hazard, and the next ones go on."""
+        self._before = self._latest = catalog.read(self.connection)
+        self._locked = set(self.connection.scalars(text(STRONG_LOCKS)))
+        self._found, self.statements = [], []
+        for work in works:
+            self.connection.exec_driver_sql("SAVEPOINT part")
+            try:
+                with self._operations():
+                    self._listening = True
+                    work()
+            except DBAPIError as error:
+                self._listening = False
+                self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
+                self._found.append(_failure(error))
+            finally:
+                self._listening = self._autocommit = False
+        after = catalog.read(self.connection)
+        existing = {
+            table.name
+            for table in self._before.tables.values()
+            if table.schema in (SCRATCH, self.settings.schema_name)
+        }
+        found = [
+            *self._found,
+            *_differences(self._before, after),
+            *sql.hazards(self.statements, existing),
+        ]
+        return list({hazard.key: hazard for hazard in found}.values())
+
+    def catalog(self) -> Catalog:
+        """What is there now."""
+        return catalog.read(self.connection)
+
+    def table_id(self, found: Catalog, name: str) -> int | None:
+        """The table that a revision means by this name."""
+        return found.table_id(name, SCRATCH, self.settings.schema_name)
+
+    def _build_anew(self, history: Iterable[Script]) -> None:
+        path = SCRATCH if self.settings.production else f'{SCRATCH}, "{self.settings.schema_name}"'
+        self.connection.exec_driver_sql(f"CREATE SCHEMA {SCRATCH}")
+        self.connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
+        for script in history:
+            with self._operations():
+                script.module.upgrade()
+
+    @contextmanager
+    def _operations(self) -> Iterator[None]:
+        """`op` and `context` for revisions, also inside a running `flask db` command."""
+        migration = MigrationContext.configure(
+            self.connection, opts={"target_metadata": db.metadata}
+        )
+        migration.autocommit_block = self._autocommit_block  # type: ignore[method-assign]
+        operations = Operations(migration)
+        operations.invoke = self._recording(operations.invoke)  # type: ignore
+        with _proxies(operations):
+            yield
+
+    @contextmanager
+    def _autocommit_block(self) -> Iterator[None]:
+        self._autocommit = True
+        yield
+        self._autocommit = False
+
+    def _recording(self, invoke: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def recorded(operation: Any) -> Any:
+            for table, column, type_ in _typed_columns(operation):
+                if isinstance(type_, Enum):
+                    self.labels[table, column] = list(type_.enums)
+            return invoke(operation)
+
+        return recorded
+
+    def _before_statement(
+        self, _c: Any, _cursor: Any, statement: str, parameters: Any, _x: Any, _many: bool
+    ) -> tuple[str, Any]:
+        commands = sql.split(statement)
+        if self._listening:
+            self.statements += [sql.Statement(each, self._autocommit) for each in commands]
+            self._heard.clear()
+        runnable = [each for each in commands if not NOT_RUN.match(each)]
+        concurrent = any(sql.CONCURRENTLY.search(each) for each in runnable)
+        if len(runnable) == len(commands) and not concurrent:
+            return statement, parameters
+        text = "; ".join(
+            each
+            if sql.Statement(each, False).is_block
+            else re.sub(r"(?i)\bconcurrently\b", "", each)
+            for each in runnable
+        )
+        return text or "SELECT 1", parameters
+
+    def _after_statement(self, *_: Any) -> None:
+        heard = [found for message in self._heard if (found := _understood(message))]
+        self._heard.clear()
+        if self._listening and heard:
+            self._listening = False
+            now = catalog.read(self.connection)
+            rewritten = {table for kind, table, _ in heard if kind == "rewriting"}
+            for kind, table, item in heard:
+                if kind == "rewriting" or table not in rewritten:
+                    self._found += self._judge(kind, table, item, now)
+            self._latest = now
+            self._listening = True
+
+    def _judge(self, kind: str, table: str, item: str, now: Catalog) -> Iterator[Hazard]:
+        """What one message of the server means for a table that was there before the revision."""
+        constraint = next(
+            (
+                found
+                for oid, found in now.constraints.items()
+                if found.name == item and found.table in self._before.tables
+            ),
+            None,
+        )
+        oid = self._visible(table) if table else constraint and constraint.table
+        if oid not in self._before.tables:
+            return
+        table = now.tables[oid].name
+        old, new = self._latest.columns_of(oid), now.columns_of(oid)
+        retyped = [name for name in old.keys() & new.keys() if old[name].type != new[name].type]
+        validates = "validate constraint" in self.statements[-1].text.lower()
+        match kind:
+            case "verifying" | "validating" if validates:
+                if self._locked_by_this_revision(oid):
+                    yield Hazard("validate-with-ddl", table)
+            case "rewriting":
+                found = [*_rewriting_columns(table, old, new, retyped)]
+                yield from found or [Hazard("table-rewrite", table)]
+            case "verifying":
+                known = set(self._latest.constraints)
+                required = [
+                    name for name in old if name in new and _becomes_required(name, old, new)
+                ]
+                checks = [
+                    each.name
+                    for number, each in now.constraints.items()
+                    if number not in known and each.table == oid and each.kind == "c"
+                ]
+                added = [name for name in new if name not in old and new[name].required]
+                yield from (Hazard("set-not-null", table, name) for name in required)
+                yield from (Hazard("check-constraint", table, name) for name in checks)
+                if not required and not checks and not added:
+                    yield Hazard("table-scan", table)
+            case "validating":
+                yield Hazard("foreign-key", table, item)
+            case "building":
+                yield from self._judge_build(oid, table, item, now)
+
+    def _judge_build(self, oid: int, table: str, item: str, now: Catalog) -> Iterator[Hazard]:
+        """An index that is new, or that a REINDEX or a change of type builds again."""
+        added = [each for each in now.constraints if each not in self._latest.constraints]
+        if any(now.constraints[each].name == item for each in added):
+            if any(now.constraints[each][1:3] == (item, "u") for each in added):
+                yield Hazard("unique-constraint", table, item)
+            return
+        old, new = self._latest.columns_of(oid), now.columns_of(oid)
+        for name in old.keys() & new.keys():
+            if old[name].type != new[name].type:
+                yield _retyped(table, name, old, new)
+        known = {each.name for each in self._latest.indexes_of(oid)}
+        known |= {each.name for each in self._latest.constraints_of(oid)}
+        words = self.statements[-1].text
+        rebuilt = re.match(r"(?i)\s*reindex\b", words)
+        if (item not in known or rebuilt) and not sql.CONCURRENTLY.search(words):
+            yield Hazard("index-build", table, item)
+
+    def _visible(self, table: str) -> int | None:
+        query = text("SELECT to_regclass(quote_ident(:name))::oid")
+        found: int | None = self.connection.scalar(query, {"name": table})
+        return found
+
+    def _locked_by_this_revision(self, table: int) -> bool:
+        if table not in set(self.connection.scalars(text(STRONG_LOCKS))):
+            return False
+        if self._autocommit:
+            return self.statements[-1].is_block
+        if table not in self._locked:
+            return True
+        # Locked since an earlier revision of this dry run: then only the words can tell.
+        name = self._latest.tables[table].name
+        return any(
+            re.search(rf"(?i)\balter\s+table\b[^;]*\b{re.escape(name)}\b(?!\W*validate)", each.text)
+            for each in self.statements
+        )
+
+
+@contextmanager
+def dry_run(settings: Settings) -> Iterator[DryRun]:
+    """A dry run on a connection of its own; nothing that runs in it is ever committed."""
+    engine = direct_engine(
+        settings,
+        f"lock_timeout={settings.migration_lock_timeout_ms}",
+        "client_min_messages=debug1",
+        # Only elsewhere than in UTC is timestamp -> timestamptz a rewrite.
+        "TimeZone=Asia/Tokyo",
+    )
+    # A revision may call commit(): here it is not heard.
+    engine.dialect.do_commit = lambda _: None  # type: ignore
+    with connect_when_ready(engine, settings.database_wait_seconds) as connection:
+        yield DryRun(connection, settings)
+        connection.rollback()
+
+
+def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
+    """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
+    name = f"{SCRATCH}_models"
+    tables = [table for table in db.metadata.tables.values() if table.schema is None]
+    with dry_run(settings) as run:
+        run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
+        run.connection.exec_driver_sql(f'SET LOCAL search_path = {name}, "{settings.schema_name}"')
+        db.metadata.create_all(run.connection, tables, checkfirst=False)
+        return (
+            catalog.read(run.connection, name),
+            catalog.read(run.connection, settings.schema_name),
+        )
+
+
+@contextmanager
+def _proxies(operations: Operations) -> Iterator[None]:
+    """Put `operations` behind `from alembic import op`, and what was there back in the end."""
+    outer = _proxy(alembic.op)
+    operations._install_proxy()
+    environment = None
+    if _proxy(alembic.context) is None:
+        config = Config()
+        environment = EnvironmentContext(config, ScriptDirectory("."))
+        environment._migration_context = operations.get_context()
+        environment._install_proxy()
+    try:
+        yield
+    finally:
+        if environment is not None:
+            environment._remove_proxy()
+        if outer is None:
+            operations._remove_proxy()
+        else:
+            outer._install_proxy()
+
+
+def _proxy(module: ModuleType) -> Any:
+    return getattr(module, "_proxy", None)
+
+
+def _understood(message: str) -> tuple[str, str, str] | None:
+    for kind, pattern in MESSAGES.items():
+        if found := pattern.match(message):
+            names = found.groupdict()
+            return kind, names.get("table") or "", names.get("item") or ""
+    return None
+
+
+def _typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
+    if isinstance(operation, CreateTableOp):
+        for column in operation.columns:
+            if isinstance(column, ModelColumn):
+                yield operation.table_name, column.name, column.type
+    elif isinstance(operation, AddColumnOp):
+        yield operation.table_name, operation.column.name, operation.column.type
+    elif isinstance(operation, AlterColumnOp) and operation.modify_type is not None:
+        yield operation.table_name, operation.column_name, operation.modify_type
+
+
+def _rewriting_columns(table: str, old: Any, new: Any, retyped: list[str]) -> Iterator[Hazard]:
+    for name in new.keys() - old.keys():
+        column = new[name]
+        if column.identity or "nextval(" in (column.default or ""):
+            yield Hazard("identity-column", table, name)
+        elif column.generated == "s":
+            yield Hazard("generated-column", table, name)
+        elif "(" in (column.default or ""):
+            yield Hazard("volatile-default", table, name, column.default)
+    yield from (_retyped(table, name, old, new) for name in retyped)
+
+
+def _retyped(table: str, name: str, old: Any, new: Any) -> Hazard:
+    return Hazard("type-change", table, name, f" from {old[name].type} to {new[name].type}")
+
+
+def _becomes_required(name: str, old: Any, new: Any) -> bool:
+    return bool(new[name].required and not old[name].required)
+
+
+def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
+    """What happened to the tables that were there before."""
+    for oid in before.schemas.keys() - after.schemas.keys():
+        yield Hazard("schema-drop", item=before.schemas[oid])
+    for oid, table in before.tables.items():
+        if oid not in after.tables:
+            yield Hazard("table-drop", table.name)
+        else:
+            if after.tables[oid] != table:
+                new_name = ".".join(after.tables[oid])
+                yield Hazard("table-rename", table.name, detail=f": {new_name}")
+            yield from _table_differences(oid, table.name, before, after)
+    for oid, enum in before.enums.items():
+        now = after.enums.get(oid) or next(
+            (each for each in after.enums.values() if each[:2] == enum[:2]), None
+        )
+        for label in sorted(set(enum.labels) - set(now.labels)) if now else []:
+            yield Hazard("enum-value-removed", item=enum.name, detail=label)
+
+
+def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) -> Iterator[Hazard]:
+    for (owner, number), column in before.columns.items():
+        now = after.columns.get((owner, number))
+        if owner == oid and now is None:
+            yield Hazard("column-drop", table, column.name)
+        elif owner == oid and now is not None and now.name != column.name:
+            yield Hazard("column-rename", table, column.name, f": {now.name}")
+    for key, column in after.columns.items():
+        was = before.columns.get(key)
+        if key[0] != oid:
+            continue
+        filled = column.default is not None or column.identity or column.generated
+        if was is None and column.required and not filled:
+            yield Hazard("required-column", table, column.name)
+        if column.type == "json" and (was is None or was.type != "json"):
+            yield Hazard("json-column", table, column.name)
+    old, new = (_primary_key(each.constraints_of(oid)) for each in (before, after))
+    if old != new:
+        yield Hazard("primary-key", table, detail=f": {old or 'none'} becomes {new or 'none'}")
+    for number, constraint in after.constraints.items():
+        if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
+            yield Hazard("exclusion-constraint", table, constraint.name)
+
+
+def _primary_key(constraints: list[Constraint]) -> str:
+    return next((each.definition for each in constraints if each.kind == "p"), "")
+
+
+def _failure(error: DBAPIError) -> Hazard:
+    diagnosis: Any = getattr(error.orig, "diag", None)
+    if getattr(error.orig, "sqlstate", None) == errors.NotNullViolation.sqlstate:
+        return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
+    retyped = RETYPING.search(error.statement or "")
+    if retyped and isinstance(error.orig, errors.DatatypeMismatch):
+        detail = f" (the server says: {_reason(error)})"
+        return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
+    return Hazard("fails", detail=_reason(error))
+
+
+def _reason(error: Exception) -> str:
+    reason = str(getattr(error, "orig", None) or error).splitlines()
+    return f"{reason[0] if reason else type(error).__name__}"

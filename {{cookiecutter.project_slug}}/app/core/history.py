@@ -1,0 +1,79 @@
+"""The revision files in `migrations/versions`: heads, order, ids, what they say of themselves."""
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+
+from alembic.script import Script, ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy import text as sql
+
+from app.config import ROOT
+
+FOLDER = ROOT / "migrations"
+REVISION = re.compile(r"""^revision\b[^=\n]*=\s*["'](.+?)["']""", re.MULTILINE)
+
+
+def load() -> ScriptDirectory:
+    """The files as Alembic understands them; they are imported by this."""
+    return ScriptDirectory(str(FOLDER))
+
+
+def heads() -> set[str]:
+    """The newest revisions; normally one, none before the first."""
+    versions = FOLDER / "versions"
+    names = sorted(file.name for file in versions.glob("*.py")) if versions.is_dir() else []
+    return _heads(tuple(names))
+
+
+def current(connection: Connection) -> set[str]:
+    """The revisions that the schema is at; none before the first upgrade."""
+    if connection.scalar(sql("SELECT to_regclass('alembic_version')")) is None:
+        return set()
+    return set(connection.scalars(sql("SELECT version_num FROM alembic_version")))
+
+
+def text() -> str:
+    """All that stands in the files."""
+    return "".join(file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py"))
+
+
+def files_by_revision() -> dict[str, list[str]]:
+    """The names of the files that call themselves so; more than one is a mistake."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((FOLDER / "versions").glob("*.py")):
+        if name := REVISION.search(file.read_text("utf-8")):
+            found.setdefault(name[1], []).append(file.name)
+    return found
+
+
+def ancestors(script: ScriptDirectory, revisions: Iterable[str]) -> list[Script]:
+    """These revisions and all that come before them, oldest first."""
+    wanted = set(revisions)
+    found = []
+    for each in script.walk_revisions():
+        if each.revision in wanted:
+            wanted.update(each._all_down_revisions)
+            found.append(each)
+    return found[::-1]
+
+
+def unused_columns(scripts: Iterable[Script]) -> set[str]:
+    """The columns that these revisions say the models no longer use, as `books.title`."""
+    return {name for each in scripts for name in getattr(each.module, "unused", ())}
+
+
+def next_revision_id(after: str = "") -> str:
+    """The time as 20261231235959, so that files sort by date; always later than the newest."""
+    dated = (FOLDER / "versions").glob("[0-9]" * 14 + "_*.py")
+    newest = max((file.name[:14] for file in dated), default="")
+    moment = datetime.now(UTC)
+    while f"{moment:%Y%m%d%H%M%S}" <= max(newest, after if len(after) == 14 else ""):
+        moment += timedelta(seconds=1)
+    return f"{moment:%Y%m%d%H%M%S}"
+
+
+@lru_cache(maxsize=1)
+def _heads(names: tuple[str, ...]) -> set[str]:
+    return set(load().get_heads()) if names else set()
