@@ -147,7 +147,8 @@ class Autogenerate:
                 hazards += run.observe(_running(migration, each) for each in operations)
             # Where something failed, what is missing after it is no second finding.
             if not any(each.name == "fails" for each in hazards):
-                hazards += blind_spots(models, run)
+                known = {each.where for each in hazards}
+                hazards += [each for each in blind_spots(models, run) if each.where not in known]
         if any(each.name == "native-enum" for each in hazards):
             hazards = [each for each in hazards if each.name != "fails"]
         dropped = history.unused_columns(before)
