@@ -15,17 +15,20 @@ FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
 Dockerfile LICENSE README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 app/__init__.py app/config.py app/templates/home.html
-app/core/__init__.py app/core/api.py app/core/commands.py app/core/database.py
-app/core/embedded.py app/core/errors.py app/core/logs.py app/core/migrations.py
-app/core/seeding.py
+app/core/__init__.py app/core/api.py app/core/autogenerate.py app/core/backfill.py
+app/core/catalog.py app/core/commands.py app/core/database.py app/core/doctor.py
+app/core/dry_run.py app/core/embedded.py app/core/errors.py app/core/hazards.py
+app/core/history.py app/core/lint.py app/core/logs.py app/core/migrations.py
+app/core/safe_forms.py app/core/seeding.py app/core/sql.py
 app/core/alembic/alembic.ini.mako app/core/alembic/env.py app/core/alembic/script.py.mako
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
-docs/deploying.md docs/migrations.md
+docs/deploying.md docs/migrations.md docs/recovery.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
+tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
+tests/test_seeds.py
 """
 
 INSTALLED = """

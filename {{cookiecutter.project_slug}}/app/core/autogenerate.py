@@ -19,10 +19,9 @@ from alembic import context
 from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.operations.ops import DowngradeOps, DropTableOp, MigrationScript, UpgradeOps
-from alembic.runtime.plugins import Plugin
-from alembic.util import CommandError, PriorityDispatchResult
-from sqlalchemy import Column, DefaultClause, Enum
-from sqlalchemy.exc import SQLAlchemyError
+from alembic.util import CommandError
+from sqlalchemy import Column, DefaultClause, Enum, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.config import Settings
 from app.core import dry_run, history, safe_forms
@@ -31,8 +30,6 @@ from app.core.dry_run import CannotJudge
 from app.core.hazards import Hazard, without_acknowledged
 from app.core.safe_forms import Steps
 from app.models import Base, db
-
-PLUGIN = Plugin("app.server_defaults")
 
 log = structlog.get_logger("migrations")
 
@@ -48,8 +45,8 @@ class Autogenerate:
         return {
             "include_object": self.is_ours,
             "compare_type": self.type_differs,
-            "compare_server_default": True,
-            "autogenerate": self,
+            # Alembic compares two texts here; `changed_defaults` asks the server.
+            "compare_server_default": False,
             "process_revision_directives": self.finish,
             # CHECK constraints by name, which Alembic alone does not compare.
             "autogenerate_plugins": [
@@ -63,6 +60,8 @@ class Autogenerate:
         """What the models would build, and what the schema holds now."""
         try:
             return dry_run.at_models(self.settings)
+        except OperationalError:
+            raise  # a table is in use
         except SQLAlchemyError as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise CommandError(f"The models can not be built: {reason}") from None
@@ -74,10 +73,24 @@ class Autogenerate:
         model, there = self._both(column)
         return None if model is None or there is None else model.type != there.type
 
-    def default_differs(self, column: Column[Any]) -> bool:
-        """Whether the server spells the defaults differently."""
-        model, there = self._both(column)
-        return model is not None and there is not None and bool(model.default != there.default)
+    def changed_defaults(self) -> Iterator[ops.AlterColumnOp]:
+        """The server defaults that the server spells differently."""
+        for table in db.metadata.tables.values():
+            for column in table.columns:
+                model, there = self._both(column)
+                plain = isinstance(column.server_default, DefaultClause | None)
+                if model is None or there is None or not plain or there.generated:
+                    continue
+                if model.default != there.default and "nextval(" not in (there.default or ""):
+                    default = there.default
+                    yield ops.AlterColumnOp(
+                        table.name,
+                        column.name,
+                        existing_type=column.type,
+                        existing_nullable=column.nullable,
+                        existing_server_default=default and DefaultClause(text(default)),
+                        modify_server_default=column.server_default,
+                    )
 
     def is_ours(self, item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
         """False for a table that no model and no revision knows, and for columns let go."""
@@ -95,11 +108,12 @@ class Autogenerate:
         self, migration: MigrationContext, _revision: Any, directives: list[MigrationScript]
     ) -> None:
         """Replace what Alembic would write by the safe form, or refuse."""
-        # `flask db check` comes here too, and needs its directives.
-        if not getattr(context.config.cmd_opts, "autogenerate", False):
-            return
         upgrade = directives[0].upgrade_ops
         assert upgrade is not None
+        upgrade.ops += self.changed_defaults()
+        # `flask db check` comes here too, and needs no more than the differences.
+        if not getattr(context.config.cmd_opts, "autogenerate", False):
+            return
         drop_children_first(upgrade)
         _, database = self.catalogs
         steps = safe_forms.steps(upgrade, database, self.settings.schema_name)
@@ -159,28 +173,6 @@ class Autogenerate:
             if not (each.name == "column-drop" and each.where in dropped)
         ]
         return [*{each.key: each for each in kept}.values()], [record for _, record in removed]
-
-
-def _compare_server_default(
-    comparison: Any,
-    alter: ops.AlterColumnOp,
-    _schema: str | None,
-    _table: str,
-    _name: str,
-    there: Column[Any],
-    model: Column[Any],
-) -> PriorityDispatchResult:
-    """Ask the server, where Alembic compares two texts."""
-    kinds = (DefaultClause, type(None))
-    if not (isinstance(there.server_default, kinds) and isinstance(model.server_default, kinds)):
-        return PriorityDispatchResult.CONTINUE
-    if comparison.migration_context.opts["autogenerate"].default_differs(model):
-        alter.modify_server_default = model.server_default
-        log.info(f"Detected changed server default of '{model.table.name}.{model.name}'")
-    return PriorityDispatchResult.STOP
-
-
-PLUGIN.add_autogenerate_comparator(_compare_server_default, "column", "server_default")
 
 
 def unused_columns() -> set[str]:

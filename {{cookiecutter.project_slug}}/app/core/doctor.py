@@ -8,6 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
 from app.core import history, lint
@@ -57,7 +58,8 @@ def examine(settings: Settings) -> Iterator[Line]:
         label = "SCHEMA" if name == "schema_name" else name.upper()
         yield Line(f"  {label}", shown)
     try:
-        engine = direct_engine(settings)
+        # A locked table must not stop the look at who locks it.
+        engine = direct_engine(settings, "lock_timeout=1s", "statement_timeout=10s")
         connection = connect_when_ready(engine, min(settings.database_wait_seconds, 5))
     except DatabaseUnavailable as error:
         yield Line("database", str(error).splitlines()[0], "No connection")
@@ -143,13 +145,16 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
 
 def _drift(connection: Connection, settings: Settings) -> Line:
     """Whether models and database agree."""
-    options = Autogenerate(settings).options()
+    autogenerate = Autogenerate(settings)
     try:
         with connection.begin():
-            migration = MigrationContext.configure(connection, opts=options)
+            migration = MigrationContext.configure(connection, opts=autogenerate.options())
             differences = compare_metadata(migration, db.metadata)
+            differences += [each.to_diff_tuple() for each in autogenerate.changed_defaults()]
     except CommandError as error:
         return Line("drift", str(error), "Database out of sync")
+    except DBAPIError as error:
+        return Line("drift", f"not known: {str(error.orig).splitlines()[0]}")
     if not differences:
         return Line("drift", "none: models and database agree")
     named = ", ".join(_named(each) for each in differences[:5])

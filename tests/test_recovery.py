@@ -1,0 +1,303 @@
+"""docs/recovery.md: every state is made real, `flask doctor` names it, the page mends it."""
+
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import TEMPLATE, Project, wait_until
+
+CORE = TEMPLATE / "{{cookiecutter.project_slug}}/app/core"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+REVISION = """
+from alembic import op
+
+revision = "{name}"
+down_revision = "{parent}"
+
+
+def upgrade():
+    op.execute("{statement}")
+
+
+def downgrade():
+    op.execute("SELECT 1")
+"""
+SQL = """
+import sys
+from sqlalchemy import text
+from app import create_app
+from app.models import db
+
+with create_app().app_context():
+    with db.engine.connect().execution_options(isolation_level=sys.argv[1]) as connection:
+        for statement in sys.argv[2:]:
+            result = connection.execute(text(statement))
+            print([tuple(row) for row in result] if result.returns_rows else "", flush=True)
+        if sys.argv[1] != "AUTOCOMMIT":
+            sys.stdin.read()
+"""
+
+
+def sql(project: Project, *statements: str) -> str:
+    """Run statements, each a transaction of its own."""
+    result = project.run(project.python, "-c", SQL, "AUTOCOMMIT", *statements)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@contextmanager
+def holding(project: Project, *statements: str):
+    """Run statements in one transaction that stays open until the end of the block."""
+    command = [project.python, "-c", SQL, "READ COMMITTED", *statements]
+    with project.popen(*command, PYTHONUNBUFFERED="1") as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def section(project: Project, heading: str) -> list[tuple[str, str]]:
+    """The fenced blocks under a heading: language and text."""
+    page = (project.path / "docs/recovery.md").read_text()
+    return BLOCK.findall(page.split(f"\n## {heading}\n")[1].split("\n## ")[0])
+
+
+def follow(project: Project, heading: str) -> None:
+    """Do what the section says, from top to bottom."""
+    done = 0
+    for language, words in section(project, heading):
+        if language == "sh":
+            result = project.run("sh", "-euc", words)
+            assert result.returncode == 0, result.stdout
+            done += 1
+        elif language == "sql":
+            sql(project, words)
+            done += 1
+    assert done
+
+
+def doctor(project: Project, **environment: str) -> tuple[int, str]:
+    result = project.flask("doctor", **environment)
+    assert "Traceback" not in result.stdout, result.stdout
+    return result.returncode, result.stdout
+
+
+def assert_healthy(project: Project) -> None:
+    assert project.flask("db", "check").returncode == 0
+    code, words = doctor(project)
+    assert code == 0, words
+
+
+def add_revision(project: Project, name: str, statement: str, parent: str = "0001") -> Path:
+    file = project.path / f"migrations/versions/{name}.py"
+    file.write_text(REVISION.format(name=name, statement=statement, parent=parent))
+    return file
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """A project whose database is migrated and seeded."""
+    assert project.flask("db", "upgrade").returncode == 0
+    assert project.flask("seed", "all").returncode == 0
+    return project
+
+
+def test_every_finding_has_its_heading(project: Project):
+    page = (project.path / "docs/recovery.md").read_text()
+    headings = set(re.findall(r"^## (.*)$", page, re.MULTILINE))
+    source = "".join((CORE / name).read_text() for name in ("doctor.py", "migrations.py"))
+    named = set(re.findall(r'Line\([^)]*"([A-Z][a-z ]+[a-zA-Z ]+)"\)', source))
+    named |= set(re.findall(r'heading = "([^"]+)"', source))
+    assert len(named) >= 6
+    assert named <= headings
+    joined = re.sub(r'"\s*\n\s*f?"', "", source)
+    pointed = set(re.findall(r"recovery\.md, ([^.{]+)\.", joined))
+    assert len(pointed) >= 3
+    assert pointed <= headings
+
+
+def test_a_healthy_project(ready: Project):
+    code, words = doctor(ready, SECRET_KEY="very-secret-indeed")
+    assert code == 0
+    assert "very-secret-indeed" not in words
+    for part in ("PostgreSQL 18", "public", "0001", "agree", "replicas fit"):
+        assert part in words
+
+
+def test_no_connection(ready: Project):
+    url = "postgresql://me:hidden-word@127.0.0.1:9/nothing"
+    code, words = doctor(ready, DATABASE_URL=url, DATABASE_WAIT_SECONDS="0")
+    assert code == 1
+    assert "No connection" in words
+    assert "hidden-word" not in words
+
+
+def test_too_many_connections(ready: Project):
+    code, words = doctor(ready, DATABASE_POOL_SIZE="200")
+    assert code == 1
+    assert "Too many connections" in words
+    follow(ready, "Too many connections")
+
+
+def test_the_database_is_behind(ready: Project):
+    file = ready.path / "app/models/books.py"
+    line = "    subtitle: Mapped[str | None] = mapped_column(String(300))\n"
+    file.write_text(file.read_text().replace("    genre: ", f"{line}    genre: "))
+    code, words = doctor(ready)
+    assert code == 1
+    assert "add_column books.subtitle" in words
+    assert ready.flask("db", "migrate", "-m", "subtitle").returncode == 0
+    code, words = doctor(ready)
+    assert code == 1
+    assert "The database is behind the code" in words
+    behind = ready.flask("db", "check")
+    assert behind.returncode == 1
+    assert "flask db upgrade" in behind.stdout
+    follow(ready, "The database is behind the code")
+    assert_healthy(ready)
+
+
+def test_a_pending_revision_with_hazards(ready: Project):
+    add_revision(ready, "20300101000000", "ALTER TABLE books DROP COLUMN title")
+    code, words = doctor(ready)
+    assert code == 1
+    assert "column-drop:books.title" in words
+    assert "A pending revision with hazards" in words
+    ((_, command),) = section(ready, "A pending revision with hazards")
+    assert ready.run("sh", "-euc", command).returncode == 1
+
+
+def test_the_database_is_ahead(ready: Project):
+    file = add_revision(ready, "20300101000000", "CREATE TABLE newer (a int)")
+    newer = file.read_text().replace('"SELECT 1"', '"DROP TABLE newer"')
+    file.write_text(newer)
+    assert ready.flask("db", "upgrade").returncode == 0
+    file.unlink()
+    for command in ("upgrade", "current", "check"):
+        result = ready.flask("db", command)
+        assert result.returncode == 1
+        assert "which this code does not have" in result.stdout
+        assert "Traceback" not in result.stdout
+    code, words = doctor(ready)
+    assert code == 1
+    assert "The database is ahead of the code" in words
+    file.write_text(newer)
+    (downgrade,) = [
+        words
+        for language, words in section(ready, "The database is ahead of the code")
+        if not language
+    ]
+    assert ready.run("sh", "-euc", downgrade).returncode == 0
+    file.unlink()
+    assert_healthy(ready)
+    sql(ready, "UPDATE alembic_version SET version_num = 'gone'")
+    follow(ready, "The database is ahead of the code")
+    assert_healthy(ready)
+
+
+def test_several_heads(ready: Project):
+    add_revision(ready, "20300101000000", "SELECT 1")
+    add_revision(ready, "20300101000001", "SELECT 2")
+    lint = ready.flask("db", "lint")
+    assert lint.returncode == 1
+    assert "flask db merge heads" in lint.stdout
+    upgrade = ready.flask("db", "upgrade")
+    assert upgrade.returncode == 1
+    assert "flask db merge heads" in upgrade.stdout
+    code, words = doctor(ready)
+    assert code == 1
+    assert "Several heads" in words
+    follow(ready, "Several heads")
+    assert_healthy(ready)
+
+
+def test_tables_without_a_revision(ready: Project):
+    sql(ready, "DROP TABLE alembic_version")
+    for command in (["upgrade"], ["migrate", "-m", "x"]):
+        refused = ready.flask("db", *command)
+        assert refused.returncode == 1
+        assert "flask db stamp 0001" in refused.stdout
+        assert "Traceback" not in refused.stdout
+    code, words = doctor(ready)
+    assert code == 1
+    assert "Database out of sync" in words
+    follow(ready, "Database out of sync")
+    assert_healthy(ready)
+    assert sql(ready, "SELECT count(*) FROM books").strip() == "[(4,)]"
+
+
+def test_drift(ready: Project):
+    sql(ready, "ALTER TABLE books ADD by_hand int")
+    code, words = doctor(ready)
+    assert code == 1
+    assert "remove_column books.by_hand" in words
+    assert "Database out of sync" in words
+
+
+def test_reset_of_the_migrations(ready: Project):
+    follow(ready, "Reset of the migrations")
+    assert_healthy(ready)
+
+
+def test_a_failed_migration(ready: Project):
+    fails = "SELECT 1 / (SELECT count(*) FROM authors WHERE name = 'Somebody')"
+    add_revision(ready, "20300101000000", fails)
+    failed = ready.flask("db", "upgrade")
+    assert failed.returncode == 1
+    assert "division by zero" in failed.stdout
+    assert "A failed migration" in failed.stdout
+    assert "Traceback" not in failed.stdout
+    sql(ready, "INSERT INTO authors (name) VALUES ('Somebody')")
+    follow(ready, "A failed migration")
+    assert_healthy(ready)
+
+
+def test_bad_data_found_by_validate(ready: Project):
+    sql(ready, "UPDATE books SET published = -5 WHERE id IN (SELECT min(id) FROM books)")
+    file = ready.path / "app/models/books.py"
+    text = file.read_text().replace("import ForeignKey", "import CheckConstraint, ForeignKey")
+    table = '    __tablename__ = "books"\n'
+    check = '    __table_args__ = (CheckConstraint("published > 0", name="published_positive"),)\n'
+    file.write_text(text.replace(table, table + check))
+    assert ready.flask("db", "migrate", "-m", "positive").returncode == 0
+    failed = ready.flask("db", "upgrade")
+    assert failed.returncode == 1
+    assert "Bad data found by VALIDATE" in failed.stdout
+    code, words = doctor(ready)
+    assert code == 1
+    assert "Bad data found by VALIDATE" in words
+    follow(ready, "Bad data found by VALIDATE")
+    assert_healthy(ready)
+
+
+def test_a_migration_that_waits(ready: Project):
+    add_revision(ready, "20300101000000", "ALTER TABLE books ALTER published SET DEFAULT NULL")
+    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as blocker:
+        assert blocker.stdout is not None
+        assert any("holds" in line for line in blocker.stdout)
+        waiting = ready.popen(ready.python, "-m", "flask", "db", "upgrade")
+        assert waiting.stdout is not None
+        line = next(line for line in waiting.stdout if "a table is in use" in line)
+        assert re.search(r"by process \d+ on books \(\d+ s old, idle in transaction: ", line), line
+        follow(ready, "A migration that waits")
+        rest = waiting.communicate()[0]
+        assert waiting.returncode == 0, rest
+    assert_healthy(ready)
+
+
+def test_a_database_that_is_stuck(ready: Project):
+    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as first:
+        assert first.stdout is not None
+        assert any("holds" in line for line in first.stdout)
+        with holding(ready, "LOCK TABLE books"):
+            waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            wait_until(lambda: "(1,)" in sql(ready, waits), "somebody waits")
+            code, words = doctor(ready)
+            assert code == 1
+            assert "A database that is stuck" in words
+            *blocks, (_, last) = section(ready, "A database that is stuck")
+            for _, words in blocks:
+                sql(ready, words)
+            wait_until(lambda: "(0,)" in sql(ready, waits), "nobody waits any more")
+        assert ready.run("sh", "-euc", last).returncode == 0
