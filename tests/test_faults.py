@@ -84,9 +84,10 @@ def test_killed_in_a_revision(ready: Project):
 
 def test_killed_in_a_concurrent_build(ready: Project):
     index_the_title(ready)
-    with holding(ready, "SELECT txid_current()", "SELECT 'holds' FROM books") as reader:
-        assert reader.stdout is not None
-        assert any("holds" in line for line in reader.stdout)
+    writes = "LOCK TABLE books IN ROW EXCLUSIVE MODE"
+    with holding(ready, writes, "SELECT 'holds'") as writer:
+        assert writer.stdout is not None
+        assert any("holds" in line for line in writer.stdout)
         process = upgrading(ready)
         build = ACTIVE.format("CREATE INDEX CONCURRENTLY")
         wait_until(lambda: "(1,)" in sql(ready, build), "the index is being built")
