@@ -24,6 +24,7 @@ test: .venv/ready
 
 bench: .venv/ready
 	@python tests/bench/start.py
+	@python tests/bench/stalls.py
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'

@@ -182,7 +182,8 @@ def test_a_migration_that_does_not_end_is_not_waited_for_for_ever(project: Proje
     project.flask("db", "upgrade")
     script = project.path / "migrations/versions/20300101000000_slow.py"
     script.write_text(SLOW_REVISION)
-    with project.popen(project.python, "-m", "flask", "db", "upgrade") as slow:
+    upgrade = [project.python, "-m", "flask", "db", "upgrade"]
+    with project.popen(*upgrade, APP_ENV="test") as slow:
         assert slow.stdout is not None
         assert any(line == "in the slow one\n" for line in slow.stdout)
         result = project.flask("db", "upgrade", MIGRATION_LOCK_WAIT_SECONDS="1")

@@ -289,6 +289,8 @@ def dry_run(settings: Settings) -> Iterator[DryRun]:
     # A revision may call commit(): here it is not heard.
     engine.dialect.do_commit = lambda _: None  # type: ignore
     with connect_when_ready(engine, settings.database_wait_seconds) as connection:
+        # One snapshot: what others do meanwhile is no change of the revision.
+        connection.execution_options(isolation_level="REPEATABLE READ")
         yield DryRun(connection, settings)
         connection.rollback()
 
