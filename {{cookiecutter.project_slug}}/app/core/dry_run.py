@@ -30,7 +30,6 @@ from app.core.database import connect_when_ready, direct_engine
 from app.core.hazards import Hazard
 from app.models import db
 
-SCRATCH = "migration_dry_run"
 MESSAGES = {
     "rewriting": re.compile(r'rewriting table "(?P<table>[^"]+)"'),
     "verifying": re.compile(r'verifying table "(?P<table>[^"]+)"'),
@@ -62,6 +61,8 @@ class DryRun:
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self.connection = connection
         self.settings = settings
+        # No two dry runs wait for each other's schema.
+        self.schema = f"dry_run_{connection.scalar(text('SELECT pg_backend_pid()'))}"
         self.statements: list[sql.Statement] = []
         # The labels that the history gave to each enum column, by (table, column).
         self.labels: dict[tuple[str, str], list[str]] = {}
@@ -110,7 +111,7 @@ class DryRun:
         existing = {
             table.name
             for table in self._before.tables.values()
-            if table.schema in (SCRATCH, self.settings.schema_name)
+            if table.schema in (self.schema, self.settings.schema_name)
         }
         found = [
             *self._found,
@@ -125,11 +126,15 @@ class DryRun:
 
     def table_id(self, found: Catalog, name: str) -> int | None:
         """The table that a revision means by this name."""
-        return found.table_id(name, SCRATCH, self.settings.schema_name)
+        return found.table_id(name, self.schema, self.settings.schema_name)
 
     def _build_anew(self, history: Iterable[Script]) -> None:
-        path = SCRATCH if self.settings.production else f'{SCRATCH}, "{self.settings.schema_name}"'
-        self.connection.exec_driver_sql(f"CREATE SCHEMA {SCRATCH}")
+        path = (
+            self.schema
+            if self.settings.production
+            else f'{self.schema}, "{self.settings.schema_name}"'
+        )
+        self.connection.exec_driver_sql(f"CREATE SCHEMA {self.schema}")
         self.connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
         for script in history:
             with self._operations():
@@ -297,9 +302,9 @@ def dry_run(settings: Settings) -> Iterator[DryRun]:
 
 def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
-    name = f"{SCRATCH}_models"
     tables = [table for table in db.metadata.tables.values() if table.schema is None]
     with dry_run(settings) as run:
+        name = f"{run.schema}_models"
         run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
         run.connection.exec_driver_sql(f'SET LOCAL search_path = {name}, "{settings.schema_name}"')
         db.metadata.create_all(run.connection, tables, checkfirst=False)
