@@ -100,6 +100,11 @@ HAZARDS = {
     COLUMN.format("sa.Text()")
     + "\n    op.execute(\"UPDATE parcels SET x = 'a' WHERE x IS NULL\")": {"whole-table-update"},
     'op.execute("delete from parcels")': {"whole-table-update"},
+    "op.execute(\"UPDATE parcels AS p SET label = 'a' WHERE true\")": {"whole-table-update"},
+    'op.execute("MERGE INTO parcels p USING senders s ON s.id = p.sender_id '
+    'WHEN MATCHED THEN DELETE")': {"whole-table-update"},
+    'op.execute("VACUUM parcels")': {"concurrently-in-transaction"},
+    BLOCK + 'op.execute("VACUUM (ANALYZE, FULL) parcels")': {"table-rewrite"},
     'op.execute("TRUNCATE senders CASCADE")': {"truncate"},
     'op.execute("DROP SCHEMA other CASCADE")': {"schema-drop"},
     'op.execute("DROP DATABASE other")': {"database-drop"},
@@ -185,11 +190,17 @@ def test_an_upgrade_needs_its_way_back(judge: Judge) -> None:
 
 def test_what_does_not_run_can_not_be_judged(judge: Judge) -> None:
     assert judge('raise ValueError("no")').exit_code == 2
+    assert judge("raise SystemExit(3)").exit_code == 2
     assert judge('op.execute("ALTER TABLE nowhere ADD x int")').exit_code == 2
 
 
 def test_nothing_of_it_stays(judge: Judge, session: Session) -> None:
     judge('op.execute("COMMIT; DELETE FROM parcels; CREATE TABLE stays (a int)")')
+    judge('op.execute("CREATE TABLE stays (a int)"); op.get_bind().connection.commit()')
+    judge(
+        'c = op.get_bind().connection.cursor(); c.execute("CREATE TABLE stays (a int)"); '
+        'c.execute("COMMIT")'
+    )
     judge('op.get_bind().commit()\n    op.execute("CREATE TABLE stays (a int)")')
     assert session.scalar(text("SELECT to_regclass('stays')")) is None
 

@@ -27,7 +27,7 @@ from app.config import Settings
 from app.core import dry_run, history, safe_forms
 from app.core.catalog import Catalog
 from app.core.dry_run import CannotJudge
-from app.core.hazards import Hazard, without_acknowledged
+from app.core.hazards import Hazard, unique, without_acknowledged
 from app.core.safe_forms import Steps
 from app.models import Base, db
 
@@ -115,6 +115,8 @@ class Autogenerate:
         if not getattr(context.config.cmd_opts, "autogenerate", False):
             return
         drop_children_first(upgrade)
+        # From here on SQL is text in a file, where the driver's doubled % would stay doubled.
+        migration.dialect.identifier_preparer._double_percents = False
         _, database = self.catalogs
         steps = safe_forms.steps(upgrade, database, self.settings.schema_name)
         before = history.ancestors(context.script, context.script.get_heads())
@@ -172,7 +174,7 @@ class Autogenerate:
             for each in hazards
             if not (each.name == "column-drop" and each.where in dropped)
         ]
-        return [*{each.key: each for each in kept}.values()], [record for _, record in removed]
+        return unique(kept), [record for _, record in removed]
 
 
 def unused_columns() -> set[str]:

@@ -112,7 +112,11 @@ def read(connection: Connection, *schemas: str) -> Catalog:
                 name, _plain(type_), required, default and _plain(default), *letters
             )
             for oid, number, name, type_, required, default, *letters in rows(
-                "SELECT a.attrelid, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod),"
+                "SELECT a.attrelid, a.attnum, a.attname,"
+                " concat(format_type(a.atttypid, a.atttypmod),"
+                " (SELECT ' COLLATE ' || l.collname FROM pg_collation l JOIN pg_type t"
+                " ON t.oid = a.atttypid WHERE l.oid = a.attcollation"
+                " AND a.attcollation <> t.typcollation)),"
                 " a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated"
                 " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"

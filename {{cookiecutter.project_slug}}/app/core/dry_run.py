@@ -18,16 +18,16 @@ from alembic.operations import Operations
 from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import Script, ScriptDirectory
-from psycopg import errors
+from psycopg import Cursor, errors
 from sqlalchemy import Column as ModelColumn
-from sqlalchemy import Connection, Enum, event, text
+from sqlalchemy import Connection, Enum, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import catalog, sql
 from app.core.catalog import Catalog, Constraint
 from app.core.database import connect_when_ready, direct_engine
-from app.core.hazards import Hazard
+from app.core.hazards import Hazard, unique
 from app.models import db
 
 MESSAGES = {
@@ -36,12 +36,6 @@ MESSAGES = {
     "validating": re.compile(r'validating foreign key constraint "(?P<item>[^"]+)"'),
     "building": re.compile(r'building index "(?P<item>[^"]+)" on table "(?P<table>[^"]+)"'),
 }
-# They would end the dry run's transaction, or do not run in one.
-NOT_RUN = re.compile(
-    r"(commit|end|rollback(?!\s+to)|abort|begin|start\s+transaction|prepare\s+transaction"
-    r"|vacuum|alter\s+system|(create|drop)\s+(database|tablespace)|reindex\s+(database|system))\b",
-    re.IGNORECASE,
-)
 RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
 STRONG_LOCKS = (
     "SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode"
@@ -74,8 +68,15 @@ class DryRun:
         self._locked: set[int] = set()
         driver: Any = connection.connection.driver_connection
         driver.add_notice_handler(lambda notice: self._heard.append(notice.message_primary or ""))
-        event.listen(connection, "before_cursor_execute", self._before_statement, retval=True)
-        event.listen(connection, "after_cursor_execute", self._after_statement)
+        # Beneath SQLAlchemy, because a revision may take a cursor of the driver.
+        self._rollback = driver.rollback
+        driver.commit = driver.rollback = lambda: None
+        driver.cursor_factory = self._cursor_class()
+
+    def undo(self) -> None:
+        """Roll everything back."""
+        self._listening = False
+        self._rollback()
 
     def start(self, history: Iterable[Script], *, at_current: bool) -> None:
         """Go to the state after `history`: built in a schema of the dry run's own, with no rows.
@@ -89,6 +90,7 @@ class DryRun:
             if not at_current or self.settings.production:
                 raise CannotJudge(f"the history does not build anew: {_reason(error)}") from error
             self.connection.rollback()
+            self._rollback()
 
     def observe(self, works: Iterable[Work]) -> list[Hazard]:
         """Run the parts of one revision; a part that fails is a hazard, and the next ones go on."""
@@ -118,7 +120,7 @@ class DryRun:
             *_differences(self._before, after),
             *sql.hazards(self.statements, existing),
         ]
-        return list({hazard.key: hazard for hazard in found}.values())
+        return unique(found)
 
     def catalog(self) -> Catalog:
         """What is there now."""
@@ -167,29 +169,46 @@ class DryRun:
 
         return recorded
 
-    def _before_statement(
-        self, _c: Any, _cursor: Any, statement: str, parameters: Any, _x: Any, _many: bool
-    ) -> tuple[str, Any]:
+    def _cursor_class(run) -> type[Cursor[Any]]:  # noqa: N805 - the cursor has a self, too
+        class Listening(Cursor[Any]):
+            def execute(self, query: Any, *values: Any, **options: Any) -> Any:
+                words = query if isinstance(query, str) else _as_string(query, self)
+                result = super().execute(run._prepared(words), *values, **options)
+                run._after_statement()
+                return result
+
+            def executemany(self, query: Any, *values: Any, **options: Any) -> None:
+                words = query if isinstance(query, str) else _as_string(query, self)
+                super().executemany(run._prepared(words), *values, **options)
+                run._after_statement()
+
+        return Listening
+
+    def _prepared(self, statement: str) -> Any:
+        """The statement without what would end the transaction or can not run in one."""
         commands = sql.split(statement)
         if self._listening:
             self.statements += [sql.Statement(each, self._autocommit) for each in commands]
             self._heard.clear()
-        runnable = [each for each in commands if not NOT_RUN.match(each)]
+        runnable = [each for each in commands if not sql.NOT_IN_TRANSACTION.match(each)]
         concurrent = any(sql.CONCURRENTLY.search(each) for each in runnable)
         if len(runnable) == len(commands) and not concurrent:
-            return statement, parameters
-        text = "; ".join(
+            return statement
+        plain = [
             each
             if sql.Statement(each, False).is_block
             else re.sub(r"(?i)\bconcurrently\b", "", each)
             for each in runnable
-        )
-        return text or "SELECT 1", parameters
+        ]
+        return "; ".join(plain) or "SELECT 1"
 
-    def _after_statement(self, *_: Any) -> None:
+    def _after_statement(self) -> None:
         heard = [found for message in self._heard if (found := _understood(message))]
         self._heard.clear()
-        if self._listening and heard:
+        changes = self.statements and (
+            sql.DDL.match(self.statements[-1].text) or self.statements[-1].is_block
+        )
+        if self._listening and (heard or changes):
             self._listening = False
             now = catalog.read(self.connection)
             rewritten = {table for kind, table, _ in heard if kind == "rewriting"}
@@ -291,13 +310,14 @@ def dry_run(settings: Settings) -> Iterator[DryRun]:
         # Only elsewhere than in UTC is timestamp -> timestamptz a rewrite.
         "TimeZone=Asia/Tokyo",
     )
-    # A revision may call commit(): here it is not heard.
-    engine.dialect.do_commit = lambda _: None  # type: ignore
     with connect_when_ready(engine, settings.database_wait_seconds) as connection:
         # One snapshot: what others do meanwhile is no change of the revision.
         connection.execution_options(isolation_level="REPEATABLE READ")
-        yield DryRun(connection, settings)
-        connection.rollback()
+        run = DryRun(connection, settings)
+        try:
+            yield run
+        finally:
+            run.undo()
 
 
 def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
@@ -334,6 +354,12 @@ def _proxies(operations: Operations) -> Iterator[None]:
             operations._remove_proxy()
         else:
             outer._install_proxy()
+
+
+def _as_string(query: Any, cursor: Cursor[Any]) -> str:
+    if isinstance(query, bytes):
+        return query.decode()
+    return str(query.as_string(cursor))
 
 
 def _proxy(module: ModuleType) -> Any:

@@ -233,6 +233,12 @@ class Hazard:
         )
 
 
+def unique(hazards: Iterable[Hazard]) -> list[Hazard]:
+    """Each once, in the order in which they came; of those that do not run, each reason."""
+    found = {(each.key, each.detail if each.name == "fails" else ""): each for each in hazards}
+    return [*found.values()]
+
+
 def without_acknowledged(
     hazards: Iterable[Hazard], acknowledged: Mapping[str, str]
 ) -> list[Hazard]:

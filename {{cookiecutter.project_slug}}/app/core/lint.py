@@ -185,7 +185,7 @@ def _judge(script: Script, run: DryRun | None, trouble: str | None) -> Verdict:
     else:
         try:
             verdict.hazards += run.observe([script.module.upgrade])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             verdict.not_judged = f"upgrade() fails: {_described(error)}"
             verdict.hazards += sql.hazards(run.statements, None)
         statements = run.statements
@@ -325,6 +325,6 @@ def _as_dict(hazard: Hazard) -> dict[str, str]:
     }
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

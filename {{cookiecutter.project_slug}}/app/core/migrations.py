@@ -133,6 +133,10 @@ def _check_history(needs_one_head: bool) -> None:
         ) from None
     except CommandError as error:
         raise click.ClickException(str(error)) from None
+    except Exception as error:
+        raise click.ClickException(
+            f"A file in migrations/versions can not be loaded: {type(error).__name__}: {error}"
+        ) from None
     if needs_one_head and len(heads) > 1:
         raise click.ClickException(f"There are several heads: {', '.join(heads)}. {MERGE}")
 

@@ -6,6 +6,7 @@ transaction; 3. VALIDATE and what follows from it. Each is a revision of its own
 that fails, on bad data for example, can be run again alone.
 """
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,14 @@ from alembic.autogenerate.render import render_op
 from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.operations.ops import MigrateOperation
+from alembic.util import CommandError
+from sqlalchemy import ForeignKeyConstraint
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
 from app.core.catalog import Catalog
+
+LONGEST_NAME = 63
 
 quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 
@@ -91,7 +96,8 @@ def steps(upgrade: ops.UpgradeOps, database: Catalog, schema: str) -> Steps:
         (each.table_name, each.column_name) for each in flat if isinstance(each, ops.DropColumnOp)
     } | {(each.table_name, None) for each in flat if isinstance(each, ops.DropTableOp)}
     result = Steps()
-    for each in flat:
+    for each in [*flat, *_cyclic_foreign_keys(flat)]:
+        _refuse_long_names(each)
         table: str = getattr(each, "source_table", "") or getattr(each, "table_name", "")
         if table in created:
             each = _without_concurrently(each)
@@ -147,6 +153,40 @@ def _flat(upgrade: ops.OpContainer) -> Iterator[Any]:
             yield from _flat(each)
         else:
             yield each
+
+
+def _cyclic_foreign_keys(flat: list[Any]) -> list[Any]:
+    """Foreign keys of new tables to tables that come later, taken out of their CREATE TABLE."""
+    found = []
+    there: set[str] = set()
+    created = {each.table_name for each in flat if isinstance(each, ops.CreateTableOp)}
+    for each in flat:
+        if not isinstance(each, ops.CreateTableOp):
+            continue
+        there.add(each.table_name)
+        for key in [item for item in each.columns if isinstance(item, ForeignKeyConstraint)]:
+            refers_to = key.elements[0].target_fullname.rsplit(".", 1)[0]
+            if key.use_alter or refers_to in created - there:
+                each.columns = [item for item in each.columns if item is not key]
+                foreign_key = ops.CreateForeignKeyOp.from_constraint(key)
+                foreign_key.kw.pop("use_alter", None)
+                found.append(foreign_key)
+    return found
+
+
+def _refuse_long_names(operation: Any) -> None:
+    names = [getattr(operation, "constraint_name", None), getattr(operation, "index_name", None)]
+    for name in names:
+        if isinstance(name, str) and len(name) > LONGEST_NAME and not _drops(operation):
+            raise CommandError(
+                f"{name} is longer than the {LONGEST_NAME} characters that PostgreSQL keeps of a "
+                'name. Give it a shorter one in __table_args__: UniqueConstraint(…, name="…"), '
+                'ForeignKeyConstraint(…, name="…"), CheckConstraint(…, name="…"), Index("…", …).'
+            )
+
+
+def _drops(operation: Any) -> bool:
+    return isinstance(operation, ops.DropConstraintOp | ops.DropIndexOp)
 
 
 def _without_concurrently(operation: Any) -> Any:
@@ -215,7 +255,9 @@ def _set_not_null(result: Steps, alter: ops.AlterColumnOp) -> None:
             modify_name=alter.modify_name,
         )
         result.change.append(rest)
-    name = conv(f"ck_{table}_{column}_not_null"[:63])
+    name = conv(f"ck_{table}_{column}_not_null")
+    if len(name) > LONGEST_NAME:
+        name = conv(f"{name[:44]}_{zlib.crc32(name.encode()):08x}_not_null")
     condition = f"{quote(column)} IS NOT NULL"
     check = ops.CreateCheckConstraintOp(name, table, condition, postgresql_not_valid=True)
     result.change.append(check)

@@ -28,16 +28,34 @@ BUILD = re.compile(
 DROP_IF_EXISTS = re.compile(
     rf"\bdrop\s+index\s+(?:concurrently\s+)?if\s+exists\s+{NAME}", re.IGNORECASE
 )
+# They end a transaction, or do not run in one.
+NOT_IN_TRANSACTION = re.compile(
+    r"(commit|end|rollback(?!\s+to)|abort|begin|start\s+transaction|prepare\s+transaction"
+    r"|vacuum|alter\s+system|(create|drop)\s+(database|tablespace)"
+    r"|reindex\s+(\([^)]*\)\s*)?(database|system|schema))\b",
+    re.IGNORECASE,
+)
+ALONE = re.compile(
+    r"\s*(vacuum|alter\s+system|create\s+database|reindex\s+(database|system|schema))\b",
+    re.IGNORECASE,
+)
+MERGE = re.compile(rf"\bmerge\s+into\s+(?:only\s+)?{NAME}([^;]*)", re.IGNORECASE)
 UPDATE = re.compile(
-    rf"\bupdate\s+(?:only\s+)?{NAME}(?:\s+(?:as\s+)?\w+)?\s+set\b([^;]*)", re.IGNORECASE
+    rf"\bupdate\s+(?:only\s+)?{NAME}(?:\s*\*)?(?:\s+(?:as\s+)?(?:\"[^\"]+\"|\w+))?\s+set\b([^;]*)",
+    re.IGNORECASE,
 )
 DELETE = re.compile(rf"\bdelete\s+from\s+(?:only\s+)?{NAME}([^;]*)", re.IGNORECASE)
+# A comparison with a value. IS NULL, <> or a join may be true of all rows.
+SELECTIVE = re.compile(
+    r"""(?ix)
+    (?<![<>!=])(?:=|<=|>=|<|>|~)(?![<>=]) \s* (?!"?[a-z_][\w."]*"?(?!\s*\()) \S
+    | \b(?:in|between|like|ilike|exists|any)\b
+    """
+)
 TRUNCATE = re.compile(
-    rf"\btruncate\s+(?:table\s+)?(?:only\s+)?{NAME}(?=\s|,|;|$)([^;]*)", re.IGNORECASE
+    r"(?:^|;|\bbegin\b|\bthen\b|')\s*truncate\s+(?:table\s+)?([^;]+)", re.IGNORECASE
 )
-REWRITES = re.compile(
-    rf"^\s*(?:cluster|vacuum\s*\(?\s*full[^)\s]*\)?)\s+(?:verbose\s+)?{NAME}", re.IGNORECASE
-)
+REWRITES = re.compile(r"\s*(?:cluster\b|vacuum\b[^;]*\bfull\b)", re.IGNORECASE)
 DROP_SCHEMA = re.compile(rf"\bdrop\s+schema\s+(?:if\s+exists\s+)?{NAME}", re.IGNORECASE)
 DROP_DATABASE = re.compile(r"\bdrop\s+database\b", re.IGNORECASE)
 
@@ -72,7 +90,8 @@ def hazards(statements: list[Statement], existing: set[str] | None) -> Iterator[
     dropped: set[str] = set()
     for statement in ran:
         text = statement.text if statement.is_block else LITERAL.sub("''", statement.text)
-        if CONCURRENTLY.search(text) and (statement.is_block or not statement.autocommit):
+        alone = CONCURRENTLY.search(text) or ALONE.match(text)
+        if alone and (statement.is_block or not statement.autocommit):
             beginning = " ".join(statement.text.split()[:5])
             yield Hazard("concurrently-in-transaction", detail=f"{beginning} …")
         dropped |= {_name(found) for found in DROP_IF_EXISTS.finditer(text)}
@@ -81,29 +100,38 @@ def hazards(statements: list[Statement], existing: set[str] | None) -> Iterator[
                 yield Hazard(
                     "concurrent-build", item=_name(found) if found[1] else "without a name"
                 )
-        for pattern in (UPDATE, DELETE):
-            for found in pattern.finditer(text):
-                table, rest = _name(found), found[3]
-                mixed = changes_schema and not _selects(rest)
-                if _matters(table, existing) and (mixed or not re.search(r"(?i)\bwhere\b", rest)):
-                    detail = ", beside a change of the schema" if changes_schema else ""
-                    yield Hazard("whole-table-update", table, detail=detail)
-        for found in TRUNCATE.finditer(text):
-            if _matters(_name(found), existing):
-                cascade = re.search(r"(?i)\bcascade\b", found[3])
-                detail = ", and CASCADE those of all tables that refer to it" if cascade else ""
-                yield Hazard("truncate", _name(found), detail=detail)
-        for found in REWRITES.finditer(text):
-            if _matters(_name(found), existing):
-                yield Hazard("table-rewrite", _name(found))
+        for hazard in [*_on_all_rows(text, changes_schema), *_on_whole_tables(text)]:
+            if existing is None or not hazard.table or hazard.table in existing:
+                yield hazard
         for found in DROP_SCHEMA.finditer(text):
             yield Hazard("schema-drop", item=_name(found))
         if DROP_DATABASE.search(text):
             yield Hazard("database-drop")
 
 
-def _matters(table: str, existing: set[str] | None) -> bool:
-    return existing is None or table in existing
+def _on_all_rows(text: str, changes_schema: bool) -> Iterator[Hazard]:
+    detail = ", beside a change of the schema" if changes_schema else ""
+    for pattern in (UPDATE, DELETE):
+        for found in pattern.finditer(text):
+            condition = _condition(found[3])
+            if not condition or (changes_schema and not SELECTIVE.search(condition)):
+                yield Hazard("whole-table-update", _name(found), detail=detail)
+    for found in MERGE.finditer(text):
+        if re.search(r"(?i)\bthen\s+(update|delete)\b", found[3]):
+            yield Hazard("whole-table-update", _name(found), detail=detail)
+
+
+def _on_whole_tables(text: str) -> Iterator[Hazard]:
+    for found in TRUNCATE.finditer(text):
+        cascade = re.search(r"(?i)\bcascade\b", found[1])
+        detail = ", and CASCADE those of all tables that refer to it" if cascade else ""
+        tables = re.split(r"(?i)\b(?:cascade|restrict|restart|continue)\b", found[1])[0]
+        for each in re.finditer(rf"(?:only\s+)?{NAME}", tables, re.IGNORECASE):
+            yield Hazard("truncate", _name(each), detail=detail)
+    if REWRITES.match(text):
+        named = re.search(rf"{NAME}\s*(?:using\b.*)?$", text, re.IGNORECASE)
+        table = _name(named) if named else ""
+        yield Hazard("table-rewrite", "" if table in ("full", "cluster", "vacuum") else table)
 
 
 def _name(found: re.Match[str]) -> str:
@@ -111,12 +139,9 @@ def _name(found: re.Match[str]) -> str:
     return name[1:-1] if name.startswith('"') else name.lower()
 
 
-def _selects(rest: str) -> bool:
-    """Whether a WHERE picks rows by a value; IS NULL, a join or 1=1 may be true of all rows."""
+def _condition(rest: str) -> str:
+    """What a WHERE demands; empty where it is missing, or true of every row."""
     where = re.split(r"(?i)\bwhere\b", rest, maxsplit=1)
-    if len(where) == 1:
-        return False
-    condition = re.sub(r"(?i)<>|!=|\bis\s+(not\s+)?distinct\s+from\b", " ", where[1])
-    condition = re.sub(r"\b(\d+)\s*=\s*\1\b", " ", condition)
-    condition = re.sub(r'(?i)[\w."]+\s*=\s*[a-z_"][\w."]*(?!\s*\()', " ", condition)
-    return re.search(r"(?i)[=<>~]|\b(in|between|like|ilike|exists|any)\b", condition) is not None
+    condition = where[1] if len(where) == 2 else ""
+    condition = re.sub(r"\b(\d+)\s*=\s*\1\b|(?i:\btrue\b)", " ", condition)
+    return condition.strip(" ()\n\t")
