@@ -89,10 +89,15 @@ class Catalog:
         return [item for item in self.indexes.values() if item.table == table]
 
 
-def read(connection: Connection, *schemas: str) -> Catalog:
-    """Read the catalog: of these schemas, or of all that are not PostgreSQL's own."""
-    where = "n.nspname = ANY(:schemas)" if schemas else OURS
-    parameters = {"schemas": list(schemas)} if schemas else {}
+def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog:
+    """Read the catalog of these schemas; with `others` the rest of the database, too.
+
+    Definitions come from these schemas alone: what somebody drops elsewhere at this moment has
+    none any more, and the server would stop with an error.
+    """
+    where = OURS if others else "n.nspname = ANY(:schemas)"
+    parameters = {"schemas": list(schemas)}
+    ours = "n.nspname = ANY(:schemas)"
 
     def rows(query: str) -> list[tuple]:  # type: ignore[type-arg]
         return [tuple(row) for row in connection.execute(text(f"{query} {where}"), parameters)]
@@ -117,7 +122,9 @@ def read(connection: Connection, *schemas: str) -> Catalog:
                 " (SELECT ' COLLATE ' || l.collname FROM pg_collation l JOIN pg_type t"
                 " ON t.oid = a.atttypid WHERE l.oid = a.attcollation"
                 " AND a.attcollation <> t.typcollation)),"
-                " a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated"
+                " a.attnotnull, CASE WHEN d.adbin IS NULL THEN NULL"
+                f" WHEN {ours} THEN pg_get_expr(d.adbin, d.adrelid) ELSE '' END,"
+                " a.attidentity, a.attgenerated"
                 " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
@@ -128,7 +135,7 @@ def read(connection: Connection, *schemas: str) -> Catalog:
             oid: Constraint(table, name, kind, valid, _plain(definition).removesuffix(" NOT VALID"))
             for oid, table, name, kind, valid, definition in rows(
                 "SELECT k.oid, k.conrelid, k.conname, k.contype, k.convalidated,"
-                " pg_get_constraintdef(k.oid) FROM pg_constraint k"
+                f" CASE WHEN {ours} THEN pg_get_constraintdef(k.oid) END FROM pg_constraint k"
                 " JOIN pg_namespace n ON n.oid = k.connamespace"
                 " WHERE k.conrelid <> 0 AND k.contype IN ('p', 'u', 'f', 'c', 'x') AND"
             )
@@ -136,7 +143,8 @@ def read(connection: Connection, *schemas: str) -> Catalog:
         indexes={
             oid: Index(table, name, re.sub(r" INDEX \S+ ON ", " INDEX ON ", _plain(definition)))
             for oid, table, name, definition in rows(
-                "SELECT i.indexrelid, i.indrelid, c.relname, pg_get_indexdef(i.indexrelid)"
+                "SELECT i.indexrelid, i.indrelid, c.relname,"
+                f" CASE WHEN {ours} THEN pg_get_indexdef(i.indexrelid) END"
                 " FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid"
@@ -154,7 +162,7 @@ def read(connection: Connection, *schemas: str) -> Catalog:
     )
 
 
-def _plain(definition: str) -> str:
+def _plain(definition: str | None) -> str:
     """Without schema names and sequence names, which differ where nothing else does."""
-    plain = re.sub(r'(?:"[^"]+"|\b[a-z_]\w*)\.(?=[a-z_"])', "", definition)
+    plain = re.sub(r'(?:"[^"]+"|\b[a-z_]\w*)\.(?=[a-z_"])', "", definition or "")
     return re.sub(r"nextval\('[^']+'", "nextval(''", plain)

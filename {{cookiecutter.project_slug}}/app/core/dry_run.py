@@ -94,7 +94,7 @@ class DryRun:
 
     def observe(self, works: Iterable[Work]) -> list[Hazard]:
         """Run the parts of one revision; a part that fails is a hazard, and the next ones go on."""
-        self._before = self._latest = catalog.read(self.connection)
+        self._before = self._latest = self.catalog()
         self._locked = set(self.connection.scalars(text(STRONG_LOCKS)))
         self._found, self.statements = [], []
         for work in works:
@@ -109,7 +109,7 @@ class DryRun:
                 self._found.append(_failure(error))
             finally:
                 self._listening = self._autocommit = False
-        after = catalog.read(self.connection)
+        after = self.catalog()
         existing = {
             table.name
             for table in self._before.tables.values()
@@ -124,7 +124,8 @@ class DryRun:
 
     def catalog(self) -> Catalog:
         """What is there now."""
-        return catalog.read(self.connection)
+        schemas = self.schema, self.settings.schema_name
+        return catalog.read(self.connection, *schemas, others=True)
 
     def table_id(self, found: Catalog, name: str) -> int | None:
         """The table that a revision means by this name."""
@@ -210,7 +211,7 @@ class DryRun:
         )
         if self._listening and (heard or changes):
             self._listening = False
-            now = catalog.read(self.connection)
+            now = self.catalog()
             rewritten = {table for kind, table, _ in heard if kind == "rewriting"}
             for kind, table, item in heard:
                 if kind == "rewriting" or table not in rewritten:
