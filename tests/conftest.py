@@ -121,6 +121,24 @@ class Server:
         return self.process.wait(PATIENCE)
 
 
+# What `Project.sql` and `Project.holding` run in the project.
+SQL = """
+import sys
+from sqlalchemy import text
+from app import create_app
+from app.models import db
+
+with create_app().app_context():
+    with db.engine.connect().execution_options(isolation_level=sys.argv[1]) as connection:
+        for statement in sys.argv[2:]:
+            result = connection.execute(text(statement))
+            print([tuple(row) for row in result] if result.returns_rows else "")
+        if sys.argv[1] != "AUTOCOMMIT":
+            print("open", flush=True)
+            sys.stdin.read()
+"""
+
+
 @dataclass
 class Project:
     """A generated project."""
@@ -149,20 +167,23 @@ class Project:
             text=True,
         )
 
-    def sql(self, statement: str, **environment: str | None) -> str:
-        """Run one SQL statement through the service's own connection; return its rows."""
-        code = (
-            "import sys\n"
-            "from sqlalchemy import text\n"
-            "from app import create_app\n"
-            "from app.models import db\n"
-            "with create_app().app_context(), db.engine.begin() as c:\n"
-            "    r = c.execute(text(sys.argv[1]))\n"
-            "    print([tuple(row) for row in r] if r.returns_rows else '')"
-        )
-        result = self.run(self.python, "-c", code, statement, **environment)
+    def sql(self, *statements: str, **environment: str | None) -> str:
+        """Run SQL through the service's own connection, each statement alone; return the rows."""
+        command = [self.python, "-c", SQL, "AUTOCOMMIT", *statements]
+        result = self.run(*command, **environment)
         assert result.returncode == 0, result.stdout
         return result.stdout.strip()
+
+    @contextlib.contextmanager
+    def holding(self, statement: str, *, until_held: bool = True) -> Iterator[None]:
+        """Run a statement in a transaction that stays open until the end of the block."""
+        with self.popen(self.python, "-c", SQL, "READ COMMITTED", statement) as process:
+            assert process.stdout is not None
+            try:
+                assert not until_held or any(line == "open\n" for line in process.stdout)
+                yield
+            finally:
+                process.kill()
 
     @contextlib.contextmanager
     def starting(self, *command: str, **environment: str | None) -> Iterator[Server]:
@@ -224,3 +245,11 @@ def project(generated: Path, tmp_path: Path) -> Project:
     shutil.copytree(generated, path, ignore=ignored, symlinks=True)
     shutil.copytree(generated / ".venv", path / ".venv", symlinks=True, copy_function=os.link)
     return Project(path)
+
+
+@pytest.fixture
+def ready(project: Project) -> Project:
+    """A copy of the default project whose database is migrated and seeded."""
+    assert project.flask("db", "upgrade").returncode == 0
+    assert project.flask("seed", "all").returncode == 0
+    return project

@@ -4,10 +4,8 @@ import re
 import signal
 from pathlib import Path
 
-import pytest
 from conftest import Project, wait_until
 from test_migrations import together
-from test_recovery import holding, sql
 
 REVISION = """
 from alembic import op
@@ -29,14 +27,6 @@ ACTIVE = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{}%' AND pid 
 INDEX = "    title: Mapped[str] = mapped_column(String(300), index=True)\n"
 INVALID = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
 BUILT = "SELECT count(*) FROM pg_index WHERE indexrelid = 'ix_books_title'::regclass AND indisvalid"
-
-
-@pytest.fixture
-def ready(project: Project) -> Project:
-    """A project whose database is migrated and seeded."""
-    assert project.flask("db", "upgrade").returncode == 0
-    assert project.flask("seed", "all").returncode == 0
-    return project
 
 
 def write(
@@ -63,7 +53,7 @@ def test_five_replicas_and_a_concurrent_build(ready: Project):
     index_the_title(ready)
     outputs = together(ready, 5, "db", "upgrade")
     assert sum(output.count("index the title") for output in outputs) == 1
-    assert sql(ready, BUILT).strip() == "[(1,)]"
+    assert ready.sql(BUILT) == "[(1,)]"
 
 
 def test_killed_in_a_revision(ready: Project):
@@ -72,11 +62,11 @@ def test_killed_in_a_revision(ready: Project):
         'op.execute("CREATE TABLE half (a int)")\n    op.execute("SELECT pg_sleep(600)")',
     )
     process = upgrading(ready)
-    wait_until(lambda: "(1,)" in sql(ready, ACTIVE.format("pg_sleep")), "it runs")
+    wait_until(lambda: "(1,)" in ready.sql(ACTIVE.format("pg_sleep")), "it runs")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: "(0,)" in sql(ready, ACTIVE.format("pg_sleep(600)%SELECT")), "it ended")
-    wait_until(lambda: "(None,)" in sql(ready, "SELECT to_regclass('half')"), "nothing is left")
+    wait_until(lambda: "(0,)" in ready.sql(ACTIVE.format("pg_sleep(600)%SELECT")), "it ended")
+    wait_until(lambda: "(None,)" in ready.sql("SELECT to_regclass('half')"), "nothing is left")
     write(ready, 'op.execute("CREATE TABLE half (a int)")')
     result = ready.flask("db", "upgrade")
     assert result.returncode == 0, result.stdout
@@ -85,27 +75,24 @@ def test_killed_in_a_revision(ready: Project):
 def test_killed_in_a_concurrent_build(ready: Project):
     index_the_title(ready)
     writes = "LOCK TABLE books IN ROW EXCLUSIVE MODE"
-    with holding(ready, writes, "SELECT 'holds'") as writer:
-        assert writer.stdout is not None
-        assert any("holds" in line for line in writer.stdout)
+    with ready.holding(writes):
         process = upgrading(ready)
         build = ACTIVE.format("CREATE INDEX CONCURRENTLY")
-        wait_until(lambda: "(1,)" in sql(ready, build), "the index is being built")
-        wait_until(lambda: "(1,)" in sql(ready, INVALID), "and is not valid yet")
+        wait_until(lambda: "(1,)" in ready.sql(build), "the index is being built")
+        wait_until(lambda: "(1,)" in ready.sql(INVALID), "and is not valid yet")
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        wait_until(lambda: "(0,)" in sql(ready, build), "the server has ended it")
-    assert sql(ready, INVALID).strip() == "[(1,)]"
+        wait_until(lambda: "(0,)" in ready.sql(build), "the server has ended it")
+    assert ready.sql(INVALID) == "[(1,)]"
     result = ready.flask("db", "upgrade")
     assert result.returncode == 0, result.stdout
     assert "invalid index ix_books_title" in result.stdout
-    assert sql(ready, BUILT).strip() == "[(1,)]"
+    assert ready.sql(BUILT) == "[(1,)]"
     assert ready.flask("db", "check").returncode == 0
 
 
 def test_killed_in_a_backfill(ready: Project):
-    sql(
-        ready,
+    ready.sql(
         "CREATE TABLE numbers (a int, b uuid DEFAULT gen_random_uuid(), filled int)",
         "ALTER TABLE numbers ADD PRIMARY KEY (a, b)",
         "INSERT INTO numbers (a) SELECT n % 7 FROM generate_series(1, 3000) n",
@@ -114,11 +101,11 @@ def test_killed_in_a_backfill(ready: Project):
     write(ready, fill + "batch_size=50, pause_seconds=0.1)")
     some = "SELECT count(*) > 200 FROM numbers WHERE filled = 1"
     process = upgrading(ready)
-    wait_until(lambda: "(True,)" in sql(ready, some), "some rows are filled")
+    wait_until(lambda: "(True,)" in ready.sql(some), "some rows are filled")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     left = int(
-        re.findall(r"\d+", sql(ready, "SELECT count(*) FROM numbers WHERE filled IS NULL"))[0]
+        re.findall(r"\d+", ready.sql("SELECT count(*) FROM numbers WHERE filled IS NULL"))[0]
     )
     assert 0 < left < 3000
     write(ready, fill + "batch_size=500, pause_seconds=0)")
@@ -127,14 +114,12 @@ def test_killed_in_a_backfill(ready: Project):
     done = re.search(r"backfill of numbers: (\d+) of (\d+) rows \(100 %\)", result.stdout)
     assert done
     assert int(done[1]) <= left
-    assert sql(ready, "SELECT DISTINCT filled FROM numbers").strip() == "[(1,)]"
+    assert ready.sql("SELECT DISTINCT filled FROM numbers") == "[(1,)]"
 
 
 def test_a_blocker_that_stays(ready: Project):
     write(ready, 'op.execute("ALTER TABLE books ADD blocked int")')
-    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as blocker:
-        assert blocker.stdout is not None
-        assert any("holds" in line for line in blocker.stdout)
+    with ready.holding("LOCK TABLE books"):
         result = ready.flask("db", "upgrade", MIGRATION_LOCK_TIMEOUT_MS="20", APP_ENV="test")
     assert result.returncode == 1
     assert "A table stayed in use" in result.stdout
@@ -145,19 +130,17 @@ def test_a_blocker_that_stays(ready: Project):
 
 
 def test_a_committed_revision_never_runs_again(ready: Project):
-    sql(ready, "CREATE TABLE runs (n int)")
+    ready.sql("CREATE TABLE runs (n int)")
     write(ready, 'op.execute("INSERT INTO runs VALUES (1)")')
     second = 'op.execute("ALTER TABLE books ADD blocked int")'
     write(ready, second, "20300101000001", "20300101000000")
-    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as blocker:
-        assert blocker.stdout is not None
-        assert any("holds" in line for line in blocker.stdout)
+    with ready.holding("LOCK TABLE books"):
         process = upgrading(ready, APP_ENV="test")
         assert process.stdout is not None
         assert any("trying again" in line for line in process.stdout)
     output = process.communicate()[0]
     assert process.returncode == 0, output
-    assert sql(ready, "SELECT count(*) FROM runs").strip() == "[(1,)]"
+    assert ready.sql("SELECT count(*) FROM runs") == "[(1,)]"
 
 
 def test_mistakes_in_the_files_are_named(ready: Project):

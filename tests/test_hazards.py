@@ -57,6 +57,7 @@ class Tag(Base):
     word: Mapped[str]
 '''
 LAST = "    old: Mapped[str | None]\n"
+DROP = "column-drop:shelves.old=nobody reads it"
 KINDS = '    FREE = "free"\n'
 TAG = SHELVES[SHELVES.index("class Tag") :]
 CODE = "    code: Mapped[str | None] = mapped_column(String(20))\n"
@@ -239,6 +240,15 @@ def flask(project: Project, *words: str) -> str:
     return result.stdout
 
 
+def drop_without_a_reason(project: Project) -> Path:
+    """Write a revision that drops a column, and take the acknowledgement out of its file."""
+    put(project, (LAST, ""))
+    flask(project, "migrate", "-m", "drop", "--acknowledge", DROP)
+    file = revisions(project)[-1]
+    file.write_text(file.read_text().replace("acknowledged", "other"))
+    return file
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_all_hazards_and_no_file(fresh: Project, name: str):
     old, new, expected = REFUSED[name]
@@ -313,8 +323,7 @@ def test_an_acknowledgement_needs_a_hazard_and_a_reason(fresh: Project):
         assert refused.returncode == 1
         assert "--acknowledge" in refused.stdout
     before = revisions(fresh)
-    reason = "column-drop:shelves.old=nobody reads it"
-    flask(fresh, "migrate", "-m", "drop", "--acknowledge", reason)
+    flask(fresh, "migrate", "-m", "drop", "--acknowledge", DROP)
     (file,) = revisions(fresh)[len(before) :]
     assert "{'column-drop:shelves.old': 'nobody reads it'}" in file.read_text()
     assert "nobody reads it" in flask(fresh, "lint")
@@ -324,11 +333,7 @@ def test_an_acknowledgement_needs_a_hazard_and_a_reason(fresh: Project):
 
 
 def test_lint_starts_where_an_adopted_history_ends(fresh: Project):
-    put(fresh, (LAST, ""))
-    reason = "column-drop:shelves.old=nobody reads it"
-    flask(fresh, "migrate", "-m", "drop", "--acknowledge", reason)
-    file = revisions(fresh)[-1]
-    file.write_text(file.read_text().replace("acknowledged", "other"))
+    file = drop_without_a_reason(fresh)
     assert fresh.flask("db", "lint", "base:head").returncode == 1
     head = file.name.split("_")[0]
     exempt = fresh.flask("db", "lint", "base:head", MIGRATION_LINT_START_AFTER=head)
@@ -338,11 +343,7 @@ def test_lint_starts_where_an_adopted_history_ends(fresh: Project):
 
 
 def test_development_is_warned_and_production_is_not(fresh: Project):
-    put(fresh, (LAST, ""))
-    reason = "column-drop:shelves.old=nobody reads it"
-    flask(fresh, "migrate", "-m", "drop", "--acknowledge", reason)
-    file = revisions(fresh)[-1]
-    file.write_text(file.read_text().replace("acknowledged", "other"))
+    drop_without_a_reason(fresh)
     assert "column-drop:shelves.old" in flask(fresh, "upgrade")
     flask(fresh, "downgrade")
     result = fresh.flask("db", "upgrade", APP_ENV="test")

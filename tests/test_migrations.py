@@ -5,18 +5,6 @@ import re
 import pytest
 from conftest import Project
 
-LOCK_BOOKS = """
-import time
-from sqlalchemy import text
-from app import create_app
-from app.models import db
-
-with create_app().app_context(), db.engine.begin() as connection:
-    connection.execute(text("LOCK TABLE books"))
-    print("locked", flush=True)
-    time.sleep(4)
-"""
-
 SLOW_REVISION = """
 from alembic import op
 
@@ -169,12 +157,13 @@ def test_a_table_in_use_is_tried_again(project: Project):
     project.flask("db", "upgrade")
     add_to_books(project, NEW_COLUMN)
     project.flask("db", "migrate", "-m", "subtitle")
-    with project.popen(project.python, "-c", LOCK_BOOKS) as blocker:
-        assert blocker.stdout is not None
-        blocker.stdout.readline()
-        result = project.flask("db", "upgrade", MIGRATION_LOCK_TIMEOUT_MS="100")
-    assert result.returncode == 0, result.stdout
-    assert "trying again" in result.stdout
+    upgrade = [project.python, "-m", "flask", "db", "upgrade"]
+    with project.holding("LOCK TABLE books"):
+        process = project.popen(*upgrade, MIGRATION_LOCK_TIMEOUT_MS="100")
+        assert process.stdout is not None
+        assert any("trying again" in line for line in process.stdout)
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
     assert project.flask("db", "check").returncode == 0
 
 

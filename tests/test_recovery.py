@@ -1,11 +1,10 @@
 """docs/recovery.md: every state is made real, `flask doctor` names it, the page mends it."""
 
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from conftest import TEMPLATE, Project, wait_until
+from test_migrations import NEW_COLUMN, add_to_books
 
 CORE = TEMPLATE / "{{cookiecutter.project_slug}}/app/core"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -23,38 +22,6 @@ def upgrade():
 def downgrade():
     op.execute("SELECT 1")
 """
-SQL = """
-import sys
-from sqlalchemy import text
-from app import create_app
-from app.models import db
-
-with create_app().app_context():
-    with db.engine.connect().execution_options(isolation_level=sys.argv[1]) as connection:
-        for statement in sys.argv[2:]:
-            result = connection.execute(text(statement))
-            print([tuple(row) for row in result] if result.returns_rows else "", flush=True)
-        if sys.argv[1] != "AUTOCOMMIT":
-            sys.stdin.read()
-"""
-
-
-def sql(project: Project, *statements: str) -> str:
-    """Run statements, each a transaction of its own."""
-    result = project.run(project.python, "-c", SQL, "AUTOCOMMIT", *statements)
-    assert result.returncode == 0, result.stdout
-    return result.stdout
-
-
-@contextmanager
-def holding(project: Project, *statements: str):
-    """Run statements in one transaction that stays open until the end of the block."""
-    command = [project.python, "-c", SQL, "READ COMMITTED", *statements]
-    with project.popen(*command, PYTHONUNBUFFERED="1") as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def section(project: Project, heading: str) -> list[tuple[str, str]]:
@@ -72,7 +39,7 @@ def follow(project: Project, heading: str) -> None:
             assert result.returncode == 0, result.stdout
             done += 1
         elif language == "sql":
-            sql(project, words)
+            project.sql(words)
             done += 1
     assert done
 
@@ -95,12 +62,13 @@ def add_revision(project: Project, name: str, statement: str, parent: str = "000
     return file
 
 
-@pytest.fixture
-def ready(project: Project) -> Project:
-    """A project whose database is migrated and seeded."""
-    assert project.flask("db", "upgrade").returncode == 0
-    assert project.flask("seed", "all").returncode == 0
-    return project
+def assert_named(project: Project, heading: str, *parts: str, **environment: str) -> str:
+    """`flask doctor` exits 1, and names the heading and these parts; return what it says."""
+    code, words = doctor(project, **environment)
+    assert code == 1, words
+    for part in (heading, *parts):
+        assert part in words
+    return words
 
 
 def test_every_finding_has_its_heading(project: Project):
@@ -127,30 +95,20 @@ def test_a_healthy_project(ready: Project):
 
 def test_no_connection(ready: Project):
     url = "postgresql://me:hidden-word@127.0.0.1:9/nothing"
-    code, words = doctor(ready, DATABASE_URL=url, DATABASE_WAIT_SECONDS="0")
-    assert code == 1
-    assert "No connection" in words
+    words = assert_named(ready, "No connection", DATABASE_URL=url, DATABASE_WAIT_SECONDS="0")
     assert "hidden-word" not in words
 
 
 def test_too_many_connections(ready: Project):
-    code, words = doctor(ready, DATABASE_POOL_SIZE="200")
-    assert code == 1
-    assert "Too many connections" in words
+    assert_named(ready, "Too many connections", DATABASE_POOL_SIZE="200")
     follow(ready, "Too many connections")
 
 
 def test_the_database_is_behind(ready: Project):
-    file = ready.path / "app/models/books.py"
-    line = "    subtitle: Mapped[str | None] = mapped_column(String(300))\n"
-    file.write_text(file.read_text().replace("    genre: ", f"{line}    genre: "))
-    code, words = doctor(ready)
-    assert code == 1
-    assert "add_column books.subtitle" in words
+    add_to_books(ready, NEW_COLUMN)
+    assert_named(ready, "add_column books.subtitle")
     assert ready.flask("db", "migrate", "-m", "subtitle").returncode == 0
-    code, words = doctor(ready)
-    assert code == 1
-    assert "The database is behind the code" in words
+    assert_named(ready, "The database is behind the code")
     behind = ready.flask("db", "check")
     assert behind.returncode == 1
     assert "flask db upgrade" in behind.stdout
@@ -160,10 +118,7 @@ def test_the_database_is_behind(ready: Project):
 
 def test_a_pending_revision_with_hazards(ready: Project):
     add_revision(ready, "20300101000000", "ALTER TABLE books DROP COLUMN title")
-    code, words = doctor(ready)
-    assert code == 1
-    assert "column-drop:books.title" in words
-    assert "A pending revision with hazards" in words
+    assert_named(ready, "A pending revision with hazards", "column-drop:books.title")
     ((_, command),) = section(ready, "A pending revision with hazards")
     assert ready.run("sh", "-euc", command).returncode == 1
 
@@ -179,9 +134,7 @@ def test_the_database_is_ahead(ready: Project):
         assert result.returncode == 1
         assert "which this code does not have" in result.stdout
         assert "Traceback" not in result.stdout
-    code, words = doctor(ready)
-    assert code == 1
-    assert "The database is ahead of the code" in words
+    assert_named(ready, "The database is ahead of the code")
     file.write_text(newer)
     (downgrade,) = [
         words
@@ -191,7 +144,7 @@ def test_the_database_is_ahead(ready: Project):
     assert ready.run("sh", "-euc", downgrade).returncode == 0
     file.unlink()
     assert_healthy(ready)
-    sql(ready, "UPDATE alembic_version SET version_num = 'gone'")
+    ready.sql("UPDATE alembic_version SET version_num = 'gone'")
     follow(ready, "The database is ahead of the code")
     assert_healthy(ready)
 
@@ -205,34 +158,27 @@ def test_several_heads(ready: Project):
     upgrade = ready.flask("db", "upgrade")
     assert upgrade.returncode == 1
     assert "flask db merge heads" in upgrade.stdout
-    code, words = doctor(ready)
-    assert code == 1
-    assert "Several heads" in words
+    assert_named(ready, "Several heads")
     follow(ready, "Several heads")
     assert_healthy(ready)
 
 
 def test_tables_without_a_revision(ready: Project):
-    sql(ready, "DROP TABLE alembic_version")
+    ready.sql("DROP TABLE alembic_version")
     for command in (["upgrade"], ["migrate", "-m", "x"]):
         refused = ready.flask("db", *command)
         assert refused.returncode == 1
         assert "flask db stamp 0001" in refused.stdout
         assert "Traceback" not in refused.stdout
-    code, words = doctor(ready)
-    assert code == 1
-    assert "Database out of sync" in words
+    assert_named(ready, "Database out of sync")
     follow(ready, "Database out of sync")
     assert_healthy(ready)
-    assert sql(ready, "SELECT count(*) FROM books").strip() == "[(4,)]"
+    assert ready.sql("SELECT count(*) FROM books") == "[(4,)]"
 
 
 def test_drift(ready: Project):
-    sql(ready, "ALTER TABLE books ADD by_hand int")
-    code, words = doctor(ready)
-    assert code == 1
-    assert "remove_column books.by_hand" in words
-    assert "Database out of sync" in words
+    ready.sql("ALTER TABLE books ADD by_hand int")
+    assert_named(ready, "Database out of sync", "remove_column books.by_hand")
 
 
 def test_reset_of_the_migrations(ready: Project):
@@ -248,13 +194,13 @@ def test_a_failed_migration(ready: Project):
     assert "division by zero" in failed.stdout
     assert "A failed migration" in failed.stdout
     assert "Traceback" not in failed.stdout
-    sql(ready, "INSERT INTO authors (name) VALUES ('Somebody')")
+    ready.sql("INSERT INTO authors (name) VALUES ('Somebody')")
     follow(ready, "A failed migration")
     assert_healthy(ready)
 
 
 def test_bad_data_found_by_validate(ready: Project):
-    sql(ready, "UPDATE books SET published = -5 WHERE id IN (SELECT min(id) FROM books)")
+    ready.sql("UPDATE books SET published = -5 WHERE id IN (SELECT min(id) FROM books)")
     file = ready.path / "app/models/books.py"
     text = file.read_text().replace("import ForeignKey", "import CheckConstraint, ForeignKey")
     table = '    __tablename__ = "books"\n'
@@ -264,18 +210,14 @@ def test_bad_data_found_by_validate(ready: Project):
     failed = ready.flask("db", "upgrade")
     assert failed.returncode == 1
     assert "Bad data found by VALIDATE" in failed.stdout
-    code, words = doctor(ready)
-    assert code == 1
-    assert "Bad data found by VALIDATE" in words
+    assert_named(ready, "Bad data found by VALIDATE")
     follow(ready, "Bad data found by VALIDATE")
     assert_healthy(ready)
 
 
 def test_a_migration_that_waits(ready: Project):
     add_revision(ready, "20300101000000", "ALTER TABLE books ALTER published SET DEFAULT NULL")
-    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as blocker:
-        assert blocker.stdout is not None
-        assert any("holds" in line for line in blocker.stdout)
+    with ready.holding("LOCK TABLE books"):
         waiting = ready.popen(ready.python, "-m", "flask", "db", "upgrade")
         assert waiting.stdout is not None
         line = next(line for line in waiting.stdout if "a table is in use" in line)
@@ -287,17 +229,13 @@ def test_a_migration_that_waits(ready: Project):
 
 
 def test_a_database_that_is_stuck(ready: Project):
-    with holding(ready, "LOCK TABLE books", "SELECT 'holds'") as first:
-        assert first.stdout is not None
-        assert any("holds" in line for line in first.stdout)
-        with holding(ready, "LOCK TABLE books"):
+    with ready.holding("LOCK TABLE books"):
+        with ready.holding("LOCK TABLE books", until_held=False):
             waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            wait_until(lambda: "(1,)" in sql(ready, waits), "somebody waits")
-            code, words = doctor(ready)
-            assert code == 1
-            assert "A database that is stuck" in words
+            wait_until(lambda: "(1,)" in ready.sql(waits), "somebody waits")
+            assert_named(ready, "A database that is stuck")
             *blocks, (_, last) = section(ready, "A database that is stuck")
             for _, words in blocks:
-                sql(ready, words)
-            wait_until(lambda: "(0,)" in sql(ready, waits), "nobody waits any more")
+                ready.sql(words)
+            wait_until(lambda: "(0,)" in ready.sql(waits), "nobody waits any more")
         assert ready.run("sh", "-euc", last).returncode == 0

@@ -26,6 +26,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from app.config import Settings
 from app.core import dry_run, history, safe_forms
 from app.core.catalog import Catalog
+from app.core.database import reason
 from app.core.dry_run import CannotJudge
 from app.core.hazards import Hazard, unique, without_acknowledged
 from app.core.safe_forms import Steps
@@ -63,8 +64,12 @@ class Autogenerate:
         except OperationalError:
             raise  # a table is in use
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise CommandError(f"The models can not be built: {reason}") from None
+            raise CommandError(f"The models can not be built: {reason(error)}") from None
+
+    @cached_property
+    def written(self) -> str:
+        """All that stands in the revision files."""
+        return history.text()
 
     def type_differs(
         self, _context: Any, _inspected: Any, column: Column[Any], *_types: Any
@@ -97,8 +102,7 @@ class Autogenerate:
         if not reflected or model is not None:
             return True
         if kind == "table":
-            known = history.text()
-            return f"'{name}'" in known or f'"{name}"' in known
+            return f"'{name}'" in self.written or f'"{name}"' in self.written
         columns = (
             [name] if kind == "column" else [each.name for each in getattr(item, "columns", ())]
         )
@@ -235,14 +239,9 @@ def blind_spots(models: Catalog, run: dry_run.DryRun) -> Iterator[Hazard]:
 def native_enums(steps: Steps) -> Iterator[Hazard]:
     """Columns of a native enum type that this change adds."""
     for each in steps.change:
-        columns = getattr(each, "columns", None) or [getattr(each, "column", None)]
-        retyped = getattr(each, "modify_type", None)
-        if isinstance(retyped, Enum) and retyped.native_enum:
-            yield Hazard("native-enum", each.table_name, each.column_name)
-        for column in columns:
-            type_ = getattr(column, "type", None)
+        for table, column, type_ in dry_run.typed_columns(each):
             if isinstance(type_, Enum) and type_.native_enum:
-                yield Hazard("native-enum", each.table_name, column.name)
+                yield Hazard("native-enum", table, column)
 
 
 def removed_enum_values(labels: dict[tuple[str, str], list[str]]) -> Iterator[tuple[Hazard, Any]]:
@@ -314,12 +313,12 @@ def _constraint_differences(
 ) -> Iterator[Hazard]:
     wanted, found = models.constraints_of(oid), now.constraints_of(there)
     have = {each.definition for each in found}
-    key = next((each.definition for each in found if each.kind == "p"), "none")
     for constraint in wanted:
         if constraint.definition in have:
             continue
         if constraint.kind == "p":
-            detail = f": {key} becomes {constraint.definition}"
+            was = now.primary_key_of(there) or "none"
+            detail = f": {was} becomes {constraint.definition}"
             yield Hazard("primary-key", table, detail=detail)
         elif constraint.kind == "x":
             yield Hazard("exclusion-constraint", table, constraint.name)

@@ -14,9 +14,10 @@ from typing import Any
 import click
 import structlog
 from alembic import op
-from psycopg import errors
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
+
+from app.core.database import is_in_use
 
 ATTEMPTS_PER_BATCH = 10
 REPORT_EVERY_SECONDS = 10
@@ -106,8 +107,7 @@ class _Batches:
             try:
                 return self.connection.execute(text(statement), values).rowcount
             except DBAPIError as error:
-                busy = isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)
-                if not busy or attempt == ATTEMPTS_PER_BATCH:
+                if not is_in_use(error) or attempt == ATTEMPTS_PER_BATCH:
                     raise
                 time.sleep(min(0.1 * 2**attempt, 5))
         raise AssertionError

@@ -9,7 +9,13 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
-OURS = "NOT (n.nspname LIKE 'pg\\_%' OR n.nspname = 'information_schema')"
+ANYBODYS = "NOT (n.nspname LIKE 'pg\\_%' OR n.nspname = 'information_schema')"
+# Of one schema, left by a CREATE INDEX CONCURRENTLY that did not end, and not being built now.
+INVALID_INDEXES = (
+    "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+    " WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = to_regnamespace(:schema)"
+    " AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
+)
 
 
 class Table(NamedTuple):
@@ -58,11 +64,11 @@ class EnumType(NamedTuple):
 
 @dataclass
 class Catalog:
-    """All by object id, which a rename does not change; columns by table and number."""
+    """All by object id, which a rename does not change; columns by their table's id and number."""
 
     schemas: dict[int, str]
     tables: dict[int, Table]
-    columns: dict[tuple[int, int], Column]
+    columns: dict[int, dict[int, Column]]
     constraints: dict[int, Constraint]
     indexes: dict[int, Index]
     enums: dict[int, EnumType]
@@ -77,12 +83,17 @@ class Catalog:
 
     def columns_of(self, table: int | None) -> dict[str, Column]:
         """The columns of a table by name."""
-        found = (column for (oid, _), column in self.columns.items() if oid == table)
-        return {column.name: column for column in found}
+        numbered = {} if table is None else self.columns.get(table, {})
+        return {column.name: column for column in numbered.values()}
 
     def constraints_of(self, table: int | None) -> list[Constraint]:
         """The constraints of a table."""
         return [item for item in self.constraints.values() if item.table == table]
+
+    def primary_key_of(self, table: int | None) -> str:
+        """The definition of a table's primary key, empty without one."""
+        keys = (each.definition for each in self.constraints_of(table) if each.kind == "p")
+        return next(keys, "")
 
     def indexes_of(self, table: int | None) -> list[Index]:
         """The indexes of a table that back no constraint."""
@@ -95,13 +106,32 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
     Definitions come from these schemas alone: what somebody drops elsewhere at this moment has
     none any more, and the server would stop with an error.
     """
-    where = OURS if others else "n.nspname = ANY(:schemas)"
-    parameters = {"schemas": list(schemas)}
     ours = "n.nspname = ANY(:schemas)"
+    where = ANYBODYS if others else ours
+    parameters = {"schemas": list(schemas)}
 
     def rows(query: str) -> list[tuple]:  # type: ignore[type-arg]
         return [tuple(row) for row in connection.execute(text(f"{query} {where}"), parameters)]
 
+    columns: dict[int, dict[int, Column]] = {}
+    for table, number, name, type_, required, default, *letters in rows(
+        "SELECT a.attrelid, a.attnum, a.attname,"
+        " concat(format_type(a.atttypid, a.atttypmod),"
+        " (SELECT ' COLLATE ' || l.collname FROM pg_collation l JOIN pg_type t"
+        " ON t.oid = a.atttypid WHERE l.oid = a.attcollation"
+        " AND a.attcollation <> t.typcollation)),"
+        " a.attnotnull, CASE WHEN d.adbin IS NULL THEN NULL"
+        f" WHEN {ours} THEN pg_get_expr(d.adbin, d.adrelid) ELSE '' END,"
+        " a.attidentity, a.attgenerated"
+        " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
+        " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'm') AND"
+    ):
+        plain = default and _plain(default)
+        columns.setdefault(table, {})[number] = Column(
+            name, _plain(type_), required, plain, *letters
+        )
     return Catalog(
         schemas=dict(rows("SELECT n.oid, n.nspname FROM pg_namespace n WHERE")),
         tables={
@@ -112,25 +142,7 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
                 " WHERE c.relkind IN ('r', 'p', 'm') AND"
             )
         },
-        columns={
-            (oid, number): Column(
-                name, _plain(type_), required, default and _plain(default), *letters
-            )
-            for oid, number, name, type_, required, default, *letters in rows(
-                "SELECT a.attrelid, a.attnum, a.attname,"
-                " concat(format_type(a.atttypid, a.atttypmod),"
-                " (SELECT ' COLLATE ' || l.collname FROM pg_collation l JOIN pg_type t"
-                " ON t.oid = a.atttypid WHERE l.oid = a.attcollation"
-                " AND a.attcollation <> t.typcollation)),"
-                " a.attnotnull, CASE WHEN d.adbin IS NULL THEN NULL"
-                f" WHEN {ours} THEN pg_get_expr(d.adbin, d.adrelid) ELSE '' END,"
-                " a.attidentity, a.attgenerated"
-                " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
-                " JOIN pg_namespace n ON n.oid = c.relnamespace"
-                " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
-                " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'm') AND"
-            )
-        },
+        columns=columns,
         constraints={
             oid: Constraint(table, name, kind, valid, _plain(definition).removesuffix(" NOT VALID"))
             for oid, table, name, kind, valid, definition in rows(

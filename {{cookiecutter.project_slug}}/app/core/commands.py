@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import doctor, history, lint, seeding
-from app.core.database import connect_when_ready, is_behind_the_models
+from app.core.database import connect_when_ready, is_behind_the_models, reason
 from app.models import db
 from app.seeds import SEEDS
 
@@ -159,10 +159,10 @@ def _in_one_transaction(work: Callable[[], list[str]]) -> None:
             seeding.lock(db.session())
             lines = work()
     except DBAPIError as error:
-        reason = str(error.orig).splitlines()[0]
+        why = reason(error)
         if is_behind_the_models(error):
-            reason = AHEAD.format(reason)
-        raise click.ClickException(f"{reason}. Nothing was changed.") from None
+            why = AHEAD.format(why)
+        raise click.ClickException(f"{why}. Nothing was changed.") from None
     for line in lines:
         click.echo(line)
 

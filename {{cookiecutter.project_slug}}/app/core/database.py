@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from flask import Flask
+from psycopg import errors
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -54,6 +55,14 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
     return engine
 
 
+def connect_directly(
+    settings: Settings, *options: str, wait_seconds: float | None = None
+) -> Connection:
+    """A connection of `direct_engine`, waited for DATABASE_WAIT_SECONDS unless said otherwise."""
+    seconds = settings.database_wait_seconds if wait_seconds is None else wait_seconds
+    return connect_when_ready(direct_engine(settings, *options), seconds)
+
+
 def connect_when_ready(engine: Engine, seconds: float) -> Connection:
     """The first connection that succeeds; `DatabaseUnavailable` when there is none in time."""
     where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
@@ -75,6 +84,17 @@ def connect_when_ready(engine: Engine, seconds: float) -> Connection:
             next_report = waited + REPORT_EVERY_SECONDS
             print(f"waiting for the database at {where}, {waited:.0f} s: {reason}", flush=True)
         time.sleep(min(0.3, seconds - waited))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what the server, or else the error itself, says."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def is_in_use(error: DBAPIError) -> bool:
+    """True when others held what a statement needed: the same statement may succeed later."""
+    return isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)
 
 
 def is_behind_the_models(error: DBAPIError) -> bool:

@@ -13,7 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from app.config import PROJECT, Settings
 from app.core import history, lint
 from app.core.autogenerate import Autogenerate
-from app.core.database import DatabaseUnavailable, connect_when_ready, direct_engine
+from app.core.catalog import INVALID_INDEXES
+from app.core.database import DatabaseUnavailable, connect_directly, reason
 from app.models import db
 
 PAGE = "docs/recovery.md"
@@ -23,11 +24,6 @@ LOCKS = (
     " JOIN pg_stat_activity a ON a.pid = l.pid"
     " WHERE l.locktype = 'relation' AND a.pid <> pg_backend_pid() AND c.relkind IN ('r', 'p')"
     " AND c.relnamespace = to_regnamespace(:schema) ORDER BY a.xact_start, c.relname LIMIT 20"
-)
-INVALID_INDEXES = (
-    "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-    " WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = to_regnamespace(:schema)"
-    " AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
 )
 NOT_VALID = (
     "SELECT conrelid::regclass::text || '.' || conname FROM pg_constraint"
@@ -59,10 +55,11 @@ def examine(settings: Settings) -> Iterator[Line]:
         yield Line(f"  {label}", shown)
     try:
         # A locked table must not stop the look at who locks it.
-        engine = direct_engine(settings, "lock_timeout=1s", "statement_timeout=10s")
-        connection = connect_when_ready(engine, min(settings.database_wait_seconds, 5))
+        options = "lock_timeout=1s", "statement_timeout=10s"
+        seconds = min(settings.database_wait_seconds, 5)
+        connection = connect_directly(settings, *options, wait_seconds=seconds)
     except DatabaseUnavailable as error:
-        yield Line("database", str(error).splitlines()[0], "No connection")
+        yield Line("database", reason(error), "No connection")
         return
     with connection:
         yield from _database(connection, settings)
@@ -107,7 +104,7 @@ def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
 def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iterator[Line]:
     try:
         script = history.load()
-        heads = history.heads()
+        heads = set(script.get_heads())
         known = {each.revision for each in script.walk_revisions()}
     except Exception as error:
         yield Line("revision files", f"{type(error).__name__}: {error}", "Database out of sync")
@@ -126,12 +123,7 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
         yield _drift(connection, settings)
         return
     with connection.begin():
-        tables = set(
-            connection.scalars(
-                text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
-            )
-        )
-    out_of_sync = not at and tables & db.metadata.tables.keys()
+        out_of_sync = not at and history.tables_of_models(connection)
     yield Line("revision", found, "Database out of sync" if out_of_sync else "")
     report = lint.lint(settings, None, at)
     for verdict in report.verdicts:
@@ -154,7 +146,7 @@ def _drift(connection: Connection, settings: Settings) -> Line:
     except CommandError as error:
         return Line("drift", str(error), "Database out of sync")
     except DBAPIError as error:
-        return Line("drift", f"not known: {str(error.orig).splitlines()[0]}")
+        return Line("drift", f"not known: {reason(error)}")
     if not differences:
         return Line("drift", "none: models and database agree")
     named = ", ".join(_named(each) for each in differences[:5])

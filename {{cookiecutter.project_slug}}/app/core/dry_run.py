@@ -25,8 +25,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import catalog, sql
-from app.core.catalog import Catalog, Constraint
-from app.core.database import connect_when_ready, direct_engine
+from app.core.catalog import Catalog
+from app.core.database import connect_directly, reason
 from app.core.hazards import Hazard, unique
 from app.models import db
 
@@ -43,6 +43,7 @@ STRONG_LOCKS = (
 )
 
 Work = Callable[[], object]
+Columns = dict[str, catalog.Column]
 
 
 class CannotJudge(Exception):  # noqa: N818 - a verdict, not a mistake
@@ -88,7 +89,7 @@ class DryRun:
             self._build_anew(history)
         except Exception as error:
             if not at_current or self.settings.production:
-                raise CannotJudge(f"the history does not build anew: {_reason(error)}") from error
+                raise CannotJudge(f"the history does not build anew: {reason(error)}") from error
             self.connection.rollback()
             self._rollback()
 
@@ -163,7 +164,7 @@ class DryRun:
 
     def _recording(self, invoke: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def recorded(operation: Any) -> Any:
-            for table, column, type_ in _typed_columns(operation):
+            for table, column, type_ in typed_columns(operation):
                 if isinstance(type_, Enum):
                     self.labels[table, column] = list(type_.enums)
             return invoke(operation)
@@ -234,19 +235,20 @@ class DryRun:
             return
         table = now.tables[oid].name
         old, new = self._latest.columns_of(oid), now.columns_of(oid)
-        retyped = [name for name in old.keys() & new.keys() if old[name].type != new[name].type]
         validates = "validate constraint" in self.statements[-1].text.lower()
         match kind:
             case "verifying" | "validating" if validates:
                 if self._locked_by_this_revision(oid):
                     yield Hazard("validate-with-ddl", table)
             case "rewriting":
-                found = [*_rewriting_columns(table, old, new, retyped)]
+                found = [*_added_with_a_rewrite(table, old, new), *_retyped(table, old, new)]
                 yield from found or [Hazard("table-rewrite", table)]
             case "verifying":
                 known = set(self._latest.constraints)
                 required = [
-                    name for name in old if name in new and _becomes_required(name, old, new)
+                    name
+                    for name in old.keys() & new.keys()
+                    if new[name].required and not old[name].required
                 ]
                 checks = [
                     each.name
@@ -271,9 +273,7 @@ class DryRun:
                 yield Hazard("unique-constraint", table, item)
             return
         old, new = self._latest.columns_of(oid), now.columns_of(oid)
-        for name in old.keys() & new.keys():
-            if old[name].type != new[name].type:
-                yield _retyped(table, name, old, new)
+        yield from _retyped(table, old, new)
         known = {each.name for each in self._latest.indexes_of(oid)}
         known |= {each.name for each in self._latest.constraints_of(oid)}
         words = self.statements[-1].text
@@ -304,14 +304,13 @@ class DryRun:
 @contextmanager
 def dry_run(settings: Settings) -> Iterator[DryRun]:
     """A dry run on a connection of its own; nothing that runs in it is ever committed."""
-    engine = direct_engine(
+    with connect_directly(
         settings,
         f"lock_timeout={settings.migration_lock_timeout_ms}",
         "client_min_messages=debug1",
         # Only elsewhere than in UTC is timestamp -> timestamptz a rewrite.
         "TimeZone=Asia/Tokyo",
-    )
-    with connect_when_ready(engine, settings.database_wait_seconds) as connection:
+    ) as connection:
         # One snapshot: what others do meanwhile is no change of the revision.
         connection.execution_options(isolation_level="REPEATABLE READ")
         run = DryRun(connection, settings)
@@ -375,7 +374,8 @@ def _understood(message: str) -> tuple[str, str, str] | None:
     return None
 
 
-def _typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
+def typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
+    """The columns to which an operation of Alembic gives a type: table, column, type."""
     if isinstance(operation, CreateTableOp):
         for column in operation.columns:
             if isinstance(column, ModelColumn):
@@ -386,7 +386,7 @@ def _typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
         yield operation.table_name, operation.column_name, operation.modify_type
 
 
-def _rewriting_columns(table: str, old: Any, new: Any, retyped: list[str]) -> Iterator[Hazard]:
+def _added_with_a_rewrite(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
     for name in new.keys() - old.keys():
         column = new[name]
         if column.identity or "nextval(" in (column.default or ""):
@@ -394,16 +394,14 @@ def _rewriting_columns(table: str, old: Any, new: Any, retyped: list[str]) -> It
         elif column.generated == "s":
             yield Hazard("generated-column", table, name)
         elif "(" in (column.default or ""):
-            yield Hazard("volatile-default", table, name, column.default)
-    yield from (_retyped(table, name, old, new) for name in retyped)
+            yield Hazard("volatile-default", table, name, str(column.default))
 
 
-def _retyped(table: str, name: str, old: Any, new: Any) -> Hazard:
-    return Hazard("type-change", table, name, f" from {old[name].type} to {new[name].type}")
-
-
-def _becomes_required(name: str, old: Any, new: Any) -> bool:
-    return bool(new[name].required and not old[name].required)
+def _retyped(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
+    for name in old.keys() & new.keys():
+        if old[name].type != new[name].type:
+            detail = f" from {old[name].type} to {new[name].type}"
+            yield Hazard("type-change", table, name, detail)
 
 
 def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
@@ -427,31 +425,27 @@ def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
 
 
 def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) -> Iterator[Hazard]:
-    for (owner, number), column in before.columns.items():
-        now = after.columns.get((owner, number))
-        if owner == oid and now is None:
+    columns, columns_now = before.columns.get(oid, {}), after.columns.get(oid, {})
+    for number, column in columns.items():
+        now = columns_now.get(number)
+        if now is None:
             yield Hazard("column-drop", table, column.name)
-        elif owner == oid and now is not None and now.name != column.name:
+        elif now.name != column.name:
             yield Hazard("column-rename", table, column.name, f": {now.name}")
-    for key, column in after.columns.items():
-        was = before.columns.get(key)
-        if key[0] != oid:
-            continue
+    for number, column in columns_now.items():
+        was = columns.get(number)
         filled = column.default is not None or column.identity or column.generated
         if was is None and column.required and not filled:
             yield Hazard("required-column", table, column.name)
         if column.type == "json" and (was is None or was.type != "json"):
             yield Hazard("json-column", table, column.name)
-    old, new = (_primary_key(each.constraints_of(oid)) for each in (before, after))
-    if old != new:
-        yield Hazard("primary-key", table, detail=f": {old or 'none'} becomes {new or 'none'}")
+    key, key_now = (each.primary_key_of(oid) for each in (before, after))
+    if key != key_now:
+        detail = f": {key or 'none'} becomes {key_now or 'none'}"
+        yield Hazard("primary-key", table, detail=detail)
     for number, constraint in after.constraints.items():
         if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
             yield Hazard("exclusion-constraint", table, constraint.name)
-
-
-def _primary_key(constraints: list[Constraint]) -> str:
-    return next((each.definition for each in constraints if each.kind == "p"), "")
 
 
 def _failure(error: DBAPIError) -> Hazard:
@@ -460,11 +454,6 @@ def _failure(error: DBAPIError) -> Hazard:
         return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
     retyped = RETYPING.search(error.statement or "")
     if retyped and isinstance(error.orig, errors.DatatypeMismatch):
-        detail = f" (the server says: {_reason(error)})"
+        detail = f" (the server says: {reason(error)})"
         return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
-    return Hazard("fails", detail=_reason(error))
-
-
-def _reason(error: Exception) -> str:
-    reason = str(getattr(error, "orig", None) or error).splitlines()
-    return f"{reason[0] if reason else type(error).__name__}"
+    return Hazard("fails", detail=reason(error))

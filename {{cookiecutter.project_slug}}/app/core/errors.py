@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException
 
-from app.core.database import is_behind_the_models
+from app.core.database import is_behind_the_models, reason
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
@@ -83,7 +83,7 @@ def _werkzeug_error(error: HTTPException) -> Response:
 def _data_error(error: DataError) -> Response:
     """A value that PostgreSQL cannot have: in a body it is wrong, in a URL it leads nowhere."""
     db.session.rollback()
-    return _problem(422 if request.content_length else 404, str(error.orig).splitlines()[0])
+    return _problem(422 if request.content_length else 404, reason(error))
 
 
 def _integrity_error(error: IntegrityError) -> Response:
@@ -103,7 +103,7 @@ def _programming_error(error: ProgrammingError) -> Response:
     """A model that no migration has brought to the database yet, or a mistake in SQL."""
     if not is_behind_the_models(error):
         raise error
-    log.error("the database is behind the models", error=str(error.orig).splitlines()[0])
+    log.error("the database is behind the models", error=reason(error))
     return _problem(503, "The database is behind the code. Run: flask db migrate, flask db upgrade")
 
 

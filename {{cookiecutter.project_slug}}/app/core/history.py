@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy import text as sql
 
 from app.config import ROOT
+from app.models import db
 
 FOLDER = ROOT / "migrations"
 REVISION = re.compile(r"""^revision\b[^=\n]*=\s*["'](.+?)["']""", re.MULTILINE)
@@ -32,6 +33,12 @@ def current(connection: Connection) -> set[str]:
     if connection.scalar(sql("SELECT to_regclass('alembic_version')")) is None:
         return set()
     return set(connection.scalars(sql("SELECT version_num FROM alembic_version")))
+
+
+def tables_of_models(connection: Connection) -> list[str]:
+    """The tables of the models that the schema has, whoever made them."""
+    there = sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
+    return [name for name in connection.scalars(there) if name in db.metadata.tables]
 
 
 def text() -> str:

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,7 +23,7 @@ from alembic.util import CommandError
 
 from app.config import Settings
 from app.core import history, sql
-from app.core.database import DatabaseUnavailable, connect_when_ready, direct_engine
+from app.core.database import DatabaseUnavailable, connect_directly, reason
 from app.core.dry_run import CannotJudge, DryRun, dry_run
 from app.core.hazards import Hazard, described, without_acknowledged
 from app.models import db
@@ -81,8 +80,8 @@ class Report:
         for verdict in self.verdicts:
             state = "clean" if not (verdict.hazards or verdict.not_judged) else ""
             lines.append(f"{verdict.file}: {state}{described(verdict.hazards)}".rstrip(": "))
-            for key, reason in verdict.acknowledged.items():
-                lines.append(f"  acknowledged: {key} ({reason})")
+            for key, why in verdict.acknowledged.items():
+                lines.append(f"  acknowledged: {key} ({why})")
             if verdict.hazards:
                 example = {verdict.hazards[0].key: "the reason"}
                 lines.append(f"\n  Or, in the file, if you know better: acknowledged = {example}\n")
@@ -109,14 +108,13 @@ class Report:
 
 
 def report(settings: Settings, wanted: str | None) -> Report:
-    """Judge `wanted`, or what the database does not have yet; without a database, by the words."""
+    """Judge `wanted`, or what the database does not have yet; without a database, nothing."""
     try:
-        engine = direct_engine(settings)
-        with connect_when_ready(engine, settings.database_wait_seconds) as connection:
+        with connect_directly(settings) as connection:
             current = history.current(connection)
+        return lint(settings, wanted, current)
     except DatabaseUnavailable as error:
-        return Report(not_judged=str(error).splitlines()[0])
-    return lint(settings, wanted, current)
+        return Report(not_judged=reason(error))
 
 
 def lint(
@@ -130,12 +128,13 @@ def lint(
         script = history.load()
         report = Report(history=[*_history_hazards(script)])
         scripts = _chosen(script, wanted, current, target)
-        exempt = _ancestors(script, settings.migration_lint_start_after)
+        last_exempt = settings.migration_lint_start_after
+        exempt = _up_to(script, last_exempt) if last_exempt else []
     except (CommandError, CannotJudge) as error:
         return Report(not_judged=str(error))
     except Exception as error:
         return Report(not_judged=f"a revision file can not be loaded: {_described(error)}")
-    judged = [each for each in scripts if each.revision not in exempt]
+    judged = [each for each in scripts if each not in exempt]
     if judged:
         _judge_all(report, script, judged, current, settings)
     return report
@@ -156,25 +155,19 @@ def _judge_all(
         parent for each in before for parent in each._all_down_revisions
     }
     trouble: str | None = None
-    try:
-        with dry_run(settings) as run:
-            try:
-                run.start(before, at_current=tips == current)
-            except CannotJudge as error:
-                trouble = str(error)
-            for each in after:
-                verdict = _judge(each, run if trouble is None else None, trouble)
-                if verdict.not_judged and trouble is None:
-                    trouble = f"the revision before it could not be judged ({each.revision})"
-                if each.revision in ids:
-                    earlier = history.unused_columns(everything[: everything.index(each)])
-                    _apply_acknowledgements(verdict, each, earlier)
-                    report.verdicts.append(verdict)
-    except DatabaseUnavailable as error:
-        for each in judged:
-            verdict = _judge(each, None, str(error).splitlines()[0])
-            _apply_acknowledgements(verdict, each, history.unused_columns(everything))
-            report.verdicts.append(verdict)
+    with dry_run(settings) as run:
+        try:
+            run.start(before, at_current=tips == current)
+        except CannotJudge as error:
+            trouble = str(error)
+        for each in after:
+            verdict = _judge(each, run if trouble is None else None, trouble)
+            if verdict.not_judged and trouble is None:
+                trouble = f"the revision before it could not be judged ({each.revision})"
+            if each.revision in ids:
+                earlier = history.unused_columns(everything[: everything.index(each)])
+                _apply_acknowledgements(verdict, each, earlier)
+                report.verdicts.append(verdict)
 
 
 def _judge(script: Script, run: DryRun | None, trouble: str | None) -> Verdict:
@@ -220,23 +213,18 @@ def _chosen(
         unknown = [each for each in current if script.get_revision(each) is None]
         if unknown:
             raise CannotJudge(f"the database is at {unknown[0]}, which this code does not have")
-        applied = {each.revision for each in history.ancestors(script, [*current])}
-        ends = [each.revision for each in script.get_revisions(target)]
-        found = history.ancestors(script, ends)
-        return [each for each in found if each.revision not in applied]
+        applied = history.ancestors(script, current)
+        return [each for each in _up_to(script, target) if each not in applied]
     if ":" not in wanted:
         return [each for each in script.get_revisions(wanted) if each is not None]
     lower, upper = wanted.split(":", 1)
-    applied = set() if lower in ("", "base") else _ancestors(script, lower)
-    ends = [each.revision for each in script.get_revisions(upper or "heads")]
-    return [each for each in history.ancestors(script, ends) if each.revision not in applied]
+    applied = [] if lower in ("", "base") else _up_to(script, lower)
+    return [each for each in _up_to(script, upper or "heads") if each not in applied]
 
 
-def _ancestors(script: ScriptDirectory, revision: str | None) -> set[str]:
-    if revision is None:
-        return set()
-    ends = [each.revision for each in script.get_revisions(revision)]
-    return {each.revision for each in history.ancestors(script, ends)}
+def _up_to(script: ScriptDirectory, name: str) -> list[Script]:
+    """The revisions that a name means (`head`, an id or its beginning), and all before them."""
+    return history.ancestors(script, [each.revision for each in script.get_revisions(name)])
 
 
 def _history_hazards(script: ScriptDirectory) -> Iterator[Hazard]:
@@ -309,11 +297,11 @@ def _squawk(statements: list[sql.Statement], verdict: Verdict) -> list[Hazard]:
     except ValueError:
         return []
     rules = SQUAWK_ALWAYS if verdict.not_judged is None else SQUAWK_WITHOUT_DRY_RUN
-    names = Counter(each.name for each in verdict.hazards)
+    names = {each.name for each in verdict.hazards}
     return [
         Hazard("squawk", item=finding["rule_name"], detail=finding["message"])
         for finding in findings
-        if finding["rule_name"] in rules and not names[rules[finding["rule_name"]]]
+        if finding["rule_name"] in rules and rules[finding["rule_name"]] not in names
     ]
 
 
@@ -326,5 +314,4 @@ def _as_dict(hazard: Hazard) -> dict[str, str]:
 
 
 def _described(error: BaseException) -> str:
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return f"{type(error).__name__}: {reason(error)}"

@@ -27,7 +27,8 @@ from sqlalchemy.schema import CreateSchema
 from app.config import Settings
 from app.core import history, lint
 from app.core.autogenerate import Autogenerate
-from app.core.database import connect_when_ready, direct_engine
+from app.core.catalog import INVALID_INDEXES
+from app.core.database import connect_directly, is_in_use, reason
 from app.core.sql import CONCURRENTLY
 from app.models import db
 
@@ -74,15 +75,14 @@ def run() -> None:
     if context.is_offline_mode():
         _print_sql(settings)
         return
-    engine = direct_engine(
+    with connect_directly(
         settings,
         f"lock_timeout={settings.migration_lock_timeout_ms}",
         # An index build and a VALIDATE take as long as they take.
         "statement_timeout=0",
         # The server ends the work of a client that was killed.
         "client_connection_check_interval=1s",
-    )
-    with connect_when_ready(engine, settings.database_wait_seconds) as connection:
+    ) as connection:
         # Alembic's own table is written by the reading commands too, and needs the schema.
         writes = _command_writes()
         if writes or not _schema_exists(connection, settings.schema_name):
@@ -233,10 +233,9 @@ def _create_schema(connection: Connection, schema: str) -> None:
         with connection.begin():
             connection.execute(CreateSchema(schema))
     except ProgrammingError as error:
-        reason = str(error.orig).splitlines()[0]
         raise CommandError(
-            f"Schema {schema} does not exist, and this role may not create it ({reason}). Somebody "
-            f'who may is to run: CREATE SCHEMA "{schema}" AUTHORIZATION the role'
+            f"Schema {schema} does not exist, and this role may not create it ({reason(error)}). "
+            f'Somebody who may is to run: CREATE SCHEMA "{schema}" AUTHORIZATION the role'
         ) from None
 
 
@@ -263,10 +262,10 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
             _remove_invalid_indexes(connection, settings.schema_name)
             _migrate(connection, settings)
         except CommandError as error:
-            raise CommandError(_plain(error, connection, settings)) from None
+            raise CommandError(_plain(error, connection)) from None
         except DBAPIError as error:
             connection.rollback()
-            if not isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected):
+            if not is_in_use(error):
                 raise CommandError(_failure(error, connection)) from None
             blocker = _blocker(connection, error.statement or "", settings.schema_name)
             if attempt == ATTEMPTS:
@@ -295,12 +294,7 @@ def _migrate(connection: Connection, settings: Settings) -> None:
 
 def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
     """Clear what a killed CREATE INDEX CONCURRENTLY left; its revision is run again."""
-    query = text(
-        "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
-        " WHERE NOT i.indisvalid AND c.relkind = 'i' AND c.relnamespace = to_regnamespace(:schema)"
-        " AND pg_has_role(c.relowner, 'MEMBER') AND NOT EXISTS"
-        " (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid)"
-    )
+    query = text(f"{INVALID_INDEXES} AND pg_has_role(c.relowner, 'MEMBER')")
     with connection.begin():
         connection.execute(text("RESET lock_timeout"))
         if not _command_writes() or history.current(connection) == history.heads():
@@ -331,7 +325,7 @@ def _blocker(connection: Connection, statement: str, schema: str) -> str:
     return f"process {pid} on {table} ({since}: {words})"
 
 
-def _plain(error: CommandError, connection: Connection, settings: Settings) -> str:
+def _plain(error: CommandError, connection: Connection) -> str:
     """Alembic's message, or a plainer one with the safe command."""
     words = str(error)
     if "Multiple head revisions" in words or "Multiple heads" in words:
@@ -339,10 +333,11 @@ def _plain(error: CommandError, connection: Connection, settings: Settings) -> s
     if "Target database is not up to date" not in words:
         return words
     connection.rollback()
-    at, heads = history.current(connection), history.heads()
-    connection.rollback()
-    if not at and _foreign_tables(connection):
-        return _no_version(connection)
+    with connection.begin():
+        at, tables = history.current(connection), history.tables_of_models(connection)
+    if not at and tables:
+        return _no_version(tables)
+    heads = history.heads()
     return (
         f"The database is behind the code: it is at {', '.join(sorted(at)) or 'nothing'}, the code "
         f"at {', '.join(sorted(heads))}. Run: flask db upgrade"
@@ -350,33 +345,28 @@ def _plain(error: CommandError, connection: Connection, settings: Settings) -> s
 
 
 def _failure(error: DBAPIError, connection: Connection) -> str:
-    reason = str(error.orig).splitlines()[0]
-    at = ", ".join(sorted(history.current(connection))) or "nothing"
-    connection.rollback()
     if isinstance(error.orig, errors.InsufficientPrivilege):
-        return f"The role lacks a right: {reason}"
-    if isinstance(error.orig, errors.DuplicateTable) and at == "nothing":
-        return _no_version(connection)
+        return f"The role lacks a right: {reason(error)}"
+    with connection.begin():
+        revisions, tables = history.current(connection), history.tables_of_models(connection)
+    if isinstance(error.orig, errors.DuplicateTable) and not revisions:
+        return _no_version(tables)
+    at = ", ".join(sorted(revisions)) or "nothing"
     heading = "A failed migration"
     if isinstance(error.orig, BAD_DATA):
         heading = "Bad data found by VALIDATE"
     statement = " ".join((error.statement or "").split())[:300]
     return (
-        f"The revision after {at} failed: {reason}\n  in: {statement}\nThe database is at {at}; "
-        f"nothing of a failed transaction stays. See docs/recovery.md, {heading}."
+        f"The revision after {at} failed: {reason(error)}\n  in: {statement}\n"
+        f"The database is at {at}; nothing of a failed transaction stays. "
+        f"See docs/recovery.md, {heading}."
     )
 
 
-def _foreign_tables(connection: Connection) -> list[str]:
-    query = text("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
-    with connection.begin():
-        return [name for name in connection.scalars(query) if name in db.metadata.tables]
-
-
-def _no_version(connection: Connection) -> str:
+def _no_version(tables: list[str]) -> str:
     head = ", ".join(sorted(history.heads()))
     return (
-        f"The schema has tables ({', '.join(_foreign_tables(connection))}) but no revision: these "
+        f"The schema has tables ({', '.join(tables)}) but no revision: these "
         "migrations did not make them. Nothing was changed. If the tables are what revision "
         f"{head} says: flask db stamp {head}, then flask db check. If they are rubbish, use an "
         "empty schema. See docs/recovery.md, Database out of sync."
