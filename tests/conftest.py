@@ -1,6 +1,7 @@
 """Real generated projects: rendered by the command line, installed by the hooks, run by init.sh."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,8 @@ import pytest
 import requests
 
 TEMPLATE = Path(__file__).resolve().parent.parent
+QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text())
+COOKIECUTTER = [sys.executable, "-m", "cookiecutter", str(TEMPLATE)]
 PATIENCE = 120  # seconds: these machines are slow at times, and no test is about speed
 
 
@@ -56,8 +59,24 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str | None
 def generate(folder: Path, *answers: str, **environment: str | None):
     """What a person does: `cookiecutter` on the command line."""
     options = ["--no-input", "--default-config", "--output-dir", folder]
-    cookiecutter = [sys.executable, "-m", "cookiecutter"]
-    return run(*cookiecutter, TEMPLATE, *options, *answers, **environment)
+    return run(*COOKIECUTTER, *options, *answers, **environment)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What is in the folder and belongs to the project, by path."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and not {".git", ".venv", ".postgres"} & set(file.relative_to(folder).parts)
+    }
+
+
+def copy_template(folder: Path) -> None:
+    """Copy what Cookiecutter reads of this repository."""
+    folder.mkdir(parents=True)
+    for part in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}"):
+        run("cp", "-r", TEMPLATE / part, folder / part)
 
 
 def free_port() -> int:

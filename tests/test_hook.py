@@ -8,7 +8,7 @@ from pathlib import Path
 import cookiecutter
 import pytest
 import uv
-from conftest import IDENTITY, TEMPLATE, Project, generate, run
+from conftest import IDENTITY, Project, copy_template, generate, run
 
 NO_IDENTITY = dict.fromkeys(IDENTITY) | {
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -162,6 +162,8 @@ def test_a_second_generation_over_the_first_keeps_what_is_the_users(tmp_path):
     project = Project(tmp_path / "book-service")
     secret = (project.path / ".env").read_text()
     (project.path / "migrations/versions/mine.txt").write_text("mine")
+    project.run("git", "add", "--all")
+    project.run("git", "commit", "--message", "mine")
     result = generate(tmp_path, "--overwrite-if-exists")
     assert "not done" not in result.stdout
     assert (project.path / ".env").read_text() == secret
@@ -176,9 +178,7 @@ def test_an_ordinary_user():
     daemon = ["setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "template").mkdir()
-        for part in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}"):
-            run("cp", "-r", TEMPLATE / part, folder / "template" / part)
+        copy_template(folder / "template")
         run("chown", "-R", "daemon:daemon", folder)
         environment = {
             "HOME": name,

@@ -1,0 +1,403 @@
+"""No answer breaks a generation: it is refused with a better one, or arrives as data."""
+
+import ast
+import json
+import re
+import tomllib
+
+import pytest
+import yaml
+from conftest import (
+    COOKIECUTTER,
+    QUESTIONS,
+    TEMPLATE,
+    Project,
+    copy_template,
+    files,
+    generate,
+    run,
+)
+from cookiecutter.environment import StrictEnvironment
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.generate import generate_context
+from cookiecutter.main import cookiecutter
+from cookiecutter.prompt import prompt_for_config
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jinja2 import FileSystemLoader
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+FREE_TEXT = ["project_name", "description", "author_name"]
+SHOWN_IN = [".choices/LICENSE-BSD-3-Clause", ".choices/LICENSE-MIT", "README.md", "pyproject.toml"]
+
+HOOKS = ["post_gen_project.py", "pre_gen_project.py"]
+
+TYPED = [
+    """O'Neil "the \\ back" & <b>co</b>""",
+    "{{ 7*7 }} {{cookiecutter.project_slug}} {{ cookiecutter.nothing }}",
+    "{% raw %}",
+    "{% endraw %}{{ 7*7 }}{% raw %}",
+    "{# derived #",
+    "${{ secrets.TOKEN }} $HOME $(id) `id` ${x:-y}",
+    "'''\"\"\"",
+    "</title><script>alert(1)</script>",
+    "two\nlines\r\nand\ttabs",
+    "1. # not *a* [list](x) | ~~y~~",
+    "- no: yaml, %YAML &x *y !z",
+    "日本語 🎉 👩‍👩‍👧 \u202eשלום\u202c العربية",
+    "trailing \\",
+    "\x1b[31mred\x07\x7f\x85\u2028",
+    "null",
+    "-",
+    "a" * 1000,
+]
+# What a person could type; no NUL and no half characters.
+TEXT = st.text(
+    st.one_of(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
+        st.sampled_from("{}%#\"'\\`$<\n"),
+    ),
+    min_size=1,
+    max_size=200,
+).filter(str.strip)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def render():
+    """Ask and render as Cookiecutter does, only the files that show free text, only in memory."""
+    folder = TEMPLATE / "{{cookiecutter.project_slug}}"
+    environment = StrictEnvironment(
+        context={"cookiecutter": QUESTIONS},
+        keep_trailing_newline=True,
+        loader=FileSystemLoader([folder, TEMPLATE / "hooks"]),
+    )
+    templates = {name: environment.get_template(name) for name in [*SHOWN_IN, *HOOKS]}
+
+    def render(**answers: str) -> tuple[dict[str, str], dict[str, str]]:
+        asked = generate_context(TEMPLATE / "cookiecutter.json", extra_context=answers)
+        context = {"cookiecutter": prompt_for_config(asked, no_input=True)}
+        rendered = {name: template.render(**context) for name, template in templates.items()}
+        return context["cookiecutter"], rendered
+
+    return render
+
+
+def test_free_text_is_shown_in_these_files_only():
+    folder = TEMPLATE / "{{cookiecutter.project_slug}}"
+    questions = re.compile(r"cookiecutter\.(" + "|".join(FREE_TEXT) + r")\b")
+    shown = [name for name, content in files(folder).items() if questions.search(content.decode())]
+    assert sorted(shown) == SHOWN_IN
+
+
+@settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+@given(name=TEXT, description=TEXT, author=TEXT)
+@example(*["{{ cookiecutter }}"] * 3)
+def test_free_text_is_data_in_every_file(render, name, description, author):
+    given = {"project_name": name, "description": description, "author_name": author}
+    answers, rendered = render(**given)
+    assert {question: answers[question] for question in FREE_TEXT} == given
+
+    project = tomllib.loads(rendered["pyproject.toml"])
+    lines = description.replace("\r\n", "\n").replace("\r", "\n")
+    assert project["tool"]["service"]["title"] == name
+    assert project["project"]["description"] == lines
+    assert project["project"]["authors"] == [{"name": one_line(author)}]
+
+    tokens = MarkdownIt().parse(rendered["README.md"])
+    heading, paragraph = [token for token in tokens if token.type == "inline"][:2]
+    for token, text in ((heading, name), (paragraph, description)):
+        assert {child.type for child in token.children} <= {"text", "text_special"}
+        assert "".join(child.content for child in token.children) == one_line(text).replace(
+            "\x00", "\ufffd"
+        )
+
+    for license in SHOWN_IN[:2]:
+        assert one_line(author) in rendered[license].splitlines()[2] or "\n" in author
+    for hook in HOOKS:
+        calls = [
+            node for node in ast.walk(ast.parse(rendered[hook])) if isinstance(node, ast.Assign)
+        ]
+        passed = next(node.value.args[0].value for node in calls if node.targets[0].id == "ANSWERS")
+        assert json.loads(passed) == dict(answers)
+
+
+# In the project's own environment: what its first page and its API say of it.
+PAGES = """
+import json
+from app import create_app
+
+client = create_app().test_client()
+print(json.dumps([client.get("/").text, client.get("/openapi.json").json["info"]]))
+"""
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_typed_text_comes_out_as_it_was(generated, tmp_path, text):
+    answers = [f"{question}={text}" for question in FREE_TEXT]
+    result = generate(tmp_path, "install=no", "project_slug=typed", *answers)
+    assert result.returncode == 0, result.stdout
+    project = Project(tmp_path / "typed")
+    assert one_line(text) in " ".join((project.path / "LICENSE").read_text().split())
+    for words in (["check"], ["format", "--check"]):
+        linted = project.run("ruff", *words, "--no-cache")
+        assert linted.returncode == 0, linted.stdout
+    (project.path / ".venv").symlink_to(generated / ".venv")
+    nowhere = "postgresql://127.0.0.1:1/nowhere"
+    shown = project.run(project.python, "-c", PAGES, DATABASE_URL=nowhere, LOG_LEVEL="ERROR")
+    assert shown.returncode == 0, shown.stdout
+    page, info = json.loads(shown.stdout.splitlines()[-1])
+    assert info["title"] == text
+    assert info["description"] == text.replace("\r\n", "\n")
+    assert f"<h1>{Markup.escape(text)}</h1>" in page
+    assert f"<p>{Markup.escape(info['description'])}</p>" in page
+
+
+def test_a_project_with_such_a_name_passes_its_own_checks(tmp_path):
+    text = " ".join(TYPED[:-1])
+    answers = [f"{question}={text}" for question in FREE_TEXT]
+    result = generate(tmp_path, "project_slug=null", "db_schema=select", *answers)
+    assert "not done" not in result.stdout, result.stdout
+    project = Project(tmp_path / "null")
+    for tool in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"], ["pytest", "-q"]):
+        checked = project.run(project.python, "-m", *tool)
+        assert checked.returncode == 0, checked.stdout
+    assert yaml.safe_load((project.path / "compose.yaml").read_text())["name"] == "null"
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("2048", "service-2048"),
+        ("🎉", "service"),
+        ("Ünïcode  Näme", "unicode-name"),
+        ("x" * 90, "x" * 55),
+    ],
+)
+def test_a_slug_is_made_of_any_name(cookies, name, slug):
+    result = cookies.bake(extra_context={"project_name": name, "install": False})
+    assert result.project_path.name == slug
+
+
+REFUSED = [
+    ("project_slug", "My Service", "my-service"),
+    ("project_slug", "1st", "service-1st"),
+    ("project_slug", "a--b", "a-b"),
+    ("project_slug", "../up", "up"),
+    ("project_slug", "$(id)", "id"),
+    ("project_slug", "", "service"),
+    ("project_slug", "x" * 64, "x" * 55),
+    ("project_slug", "class", "class-service"),
+    ("project_slug", "none", "none-service"),
+    ("project_slug", "email", "email-service"),
+    ("project_slug", "flask", "flask-service"),
+    ("project_slug", "flask-sqlalchemy", "flask-sqlalchemy-service"),
+    ("project_slug", "typing_extensions", "typing-extensions-service"),
+    ("project_slug", "app", "app-service"),
+    ("project_slug", "tests", "tests-service"),
+    ("project_slug", "migrations", "migrations-service"),
+    ("project_slug", "con", "con-service"),
+    ("db_schema", "Orders", "orders"),
+    ("db_schema", "pg_orders", "orders"),
+    ("db_schema", "pg_", "pg"),
+    ("db_schema", "information_schema", "service_information_schema"),
+    ("db_schema", "order-items", "order_items"),
+    ("db_schema", "x" * 64, "x" * 55),
+    ("db_schema", "", "service"),
+    ("postgres_version", "12", "18"),
+    ("python_version", "2.7", "3.13"),
+    ("license", "WTFPL", "MIT"),
+    ("project_name", " ", "Book Service"),
+    ("description", "\n", "A Flask and PostgreSQL service."),
+    ("author_name", None, "The team"),
+    ("author_name", "A\0da", "Ada"),
+    ("author_name", "A\udcffda", "Ada"),
+    ("description", "word " * 2000, "word " * 15 + "word"),
+    ("install", "perhaps", True),
+]
+
+
+@pytest.mark.parametrize(("question", "answer", "better"), REFUSED)
+def test_a_bad_answer_is_refused_with_a_better_one(
+    replay, tmp_path, capfd, question, answer, better
+):
+    with pytest.raises(FailedHookException):
+        replay(**{question: answer})
+    output = capfd.readouterr().err
+    assert f"  {question} is " in output
+    assert f"    For example: {better!r}" in output
+    assert output.count("For example: ") == 1
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.fixture
+def replay(tmp_path):
+    """Generate from a file of answers: Cookiecutter takes what it says without a look."""
+    file, config = tmp_path / "answers.json", tmp_path / "config.yaml"
+    config.write_text(f"replay_dir: {tmp_path}")
+
+    def replay(**changes):
+        first = {
+            name: value[0] if isinstance(value, list) else value
+            for name, value in QUESTIONS.items()
+        }
+        answers = {
+            **first,
+            "_extensions": QUESTIONS["_extensions"],
+            "project_slug": "book-service",
+            "install": False,
+            **changes,
+        }
+        file.write_text(json.dumps({"cookiecutter": answers}))
+        options = {"config_file": str(config), "output_dir": str(tmp_path / "out")}
+        return cookiecutter(str(TEMPLATE), replay=str(file), **options)
+
+    return replay
+
+
+def test_all_bad_answers_at_once_and_the_command_line_that_is_right(tmp_path):
+    bad = {
+        "project_name": " ",
+        "project_slug": "A b",
+        "db_schema": "PG",
+        "author_name": "x" * 10_000,
+    }
+    good = {
+        "project_name": "Book Service",
+        "project_slug": "a-b",
+        "db_schema": "pg",
+        "author_name": "x" * 80,
+    }
+    kept = {
+        "description": "It's {{ 7*7 }}\n$HOME `id`",
+        "license": "Proprietary",
+        "postgres_version": "16",
+    }
+    folder = tmp_path / "with a space"
+    asked = [f"{question}={answer}" for question, answer in {**bad, **kept}.items()]
+    result = generate(folder, "install=no", *asked)
+    assert result.returncode != 0
+    for question in bad:
+        assert f"  {question} is " in result.stdout
+    assert not list(folder.iterdir())
+
+    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
+    home = tmp_path / "home"
+    repeated = run("sh", "-c", f"cd / && {printed}", HOME=str(home))
+    assert repeated.returncode == 0, repeated.stdout
+    replay = json.loads(next((home / ".cookiecutter_replay").iterdir()).read_text())["cookiecutter"]
+    assert {question: replay[question] for question in [*good, *kept]} == {**good, **kept}
+    assert (folder / "a-b/compose.yaml").exists()
+    assert not (folder / "a-b/.venv").exists()
+
+
+def test_no_dependency_is_a_slug(generated):
+    """The list in the hook is complete: what is locked, and what can be imported."""
+    taken = set(re.findall(r"[a-z0-9_]+", (TEMPLATE / "hooks/pre_gen_project.py").read_text()))
+    locked = tomllib.loads((generated / "uv.lock").read_text())["package"]
+    names = {package["name"].replace("-", "_") for package in locked} - {"book_service"}
+    packages = next((generated / ".venv/lib").glob("python3*/site-packages"))
+    names |= {path.name.split(".")[0] for path in packages.iterdir() if "info" not in path.suffix}
+    assert {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)} <= taken
+
+
+def test_a_replay_gives_the_same_project(tmp_path):
+    home = {"HOME": str(tmp_path / "home")}
+    text = f"description={TYPED[1]}"
+    assert generate(tmp_path / "first", "install=no", text, **home).returncode == 0
+    again = run(*COOKIECUTTER, "--replay", "--output-dir", tmp_path / "second", **home)
+    assert again.returncode == 0, again.stdout
+    first, second = files(tmp_path / "first/book-service"), files(tmp_path / "second/book-service")
+    assert first.pop(".env") != second.pop(".env")
+    assert first == second
+
+
+def test_answers_of_a_configuration_file(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+        replay_dir: {tmp_path}
+        default_context:
+          project_name: "{{{{ 7*7 }}}}"
+          description: 42
+          postgres_version: "17"
+          install: false
+        """
+    )
+    words = ["--no-input", "--config-file", config, "--output-dir", tmp_path]
+    result = run(*COOKIECUTTER, *words)
+    assert result.returncode == 0, result.stdout
+    folder = tmp_path / "service-7-7"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert project["tool"]["service"]["title"] == "{{ 7*7 }}"
+    assert project["project"]["description"] == "42"
+    assert "postgres:17" in (folder / "compose.yaml").read_text()
+
+
+@pytest.fixture
+def repository(tmp_path) -> str:
+    """This template as a git repository with a tag, its address as `gh:` forms it."""
+    folder = tmp_path / "git/ORG/cookiecutter-flask-postgres.git"
+    copy_template(folder)
+    (tmp_path / "config.yaml").write_text(
+        f"cookiecutters_dir: {tmp_path}/cloned\nreplay_dir: {tmp_path}\n"
+        f"abbreviations: {{gh: 'file://{tmp_path}/git/{{0}}.git'}}\n"
+    )
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "1"], ["tag", "v1"]):
+        run("git", *words, cwd=folder)
+    (folder / "{{cookiecutter.project_slug}}/newer").write_text("x\n")
+    for words in (["add", "-A"], ["commit", "-qm", "2"]):
+        run("git", *words, cwd=folder)
+    return "gh:ORG/cookiecutter-flask-postgres"
+
+
+def test_a_checked_out_tag_of_a_repository(repository, tmp_path):
+    words = ["--config-file", tmp_path / "config.yaml", "--no-input", "--output-dir", tmp_path]
+    for options, newer in (["--checkout", "v1"], False), ([], True):
+        slug = "newer" if newer else "tagged"
+        answers = [f"project_slug={slug}", "install=no"]
+        result = run(*COOKIECUTTER[:-1], repository, *words, *options, *answers)
+        assert result.returncode == 0, result.stdout
+        assert (tmp_path / slug / "newer").exists() == newer
+        assert (tmp_path / slug / "LICENSE").exists()
+
+
+def test_a_refusal_repeats_the_repository_and_the_tag(repository, tmp_path):
+    words = ["--config-file", tmp_path / "config.yaml", "--no-input", "--checkout", "v1"]
+    result = run(*COOKIECUTTER[:-1], repository, *words, "project_slug=X", cwd=tmp_path)
+    assert (
+        f"  cookiecutter {repository} --no-input --output-dir {tmp_path} --checkout v1 "
+        in result.stdout
+    )
+
+
+@pytest.mark.parametrize("option", ["--overwrite-if-exists", "--skip-if-file-exists"])
+def test_files_that_git_can_not_bring_back_are_not_written_over(tmp_path, option):
+    """-f alone writes over what is there, -f with -s only adds."""
+    options = ["install=no", "--overwrite-if-exists", option]
+    folder = tmp_path / "book-service"
+    folder.mkdir()
+    (folder / "README.md").write_text("mine")
+    refused = generate(tmp_path, *options)
+    assert refused.returncode != 0
+    assert "has files already: README.md" in refused.stdout
+    assert files(folder) == {"README.md": b"mine"}
+
+    (folder / "LICENSE").write_text("mine")
+    (folder / ".env").write_text("mine")
+    (folder / ".gitignore").write_text(".env\n")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "mine"]):
+        run("git", *words, cwd=folder)
+    result = generate(tmp_path, *options)
+    assert result.returncode == 0, result.stdout
+    for name in ("LICENSE", ".env"):
+        assert (folder / name).read_text() == "mine"
+        assert f"{name}: kept as it was" in result.stdout
+    assert ((folder / "README.md").read_text() == "mine") == (option == "--skip-if-file-exists")
+    assert run("git", "show", "HEAD:README.md", cwd=folder).stdout == "mine"
+    assert not (folder / ".choices").exists()
+    assert (folder / "app/config.py").exists()
