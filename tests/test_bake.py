@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TEMPLATE, Project, files, generate, run
+from conftest import QUESTIONS, TEMPLATE, Project, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
