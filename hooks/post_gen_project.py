@@ -44,29 +44,32 @@ FOREIGN += ["PYTHONHOME", "PYTHONPATH"]
 
 
 class Step(NamedTuple):
-    """One command; `unless` is a path that says it was done, `later` what a person runs instead."""
+    """One command; `unless` is a path that says it was done, `later` what is run instead later."""
 
     name: str
     command: List[str]
     unless: str = ""
-    later: Optional[List[str]] = None
+    later: Optional[List[List[str]]] = None
+
+
+class Interruption(Exception):  # noqa: N818 - nothing is wrong
+    """A command was ended before its end."""
 
 
 def main():
     started = time.monotonic()
-    with uninterrupted():
-        keep_what_was_chosen()
-        if COMPARED:
-            return
-        write_env()
+    keep_what_was_chosen()
+    if COMPARED:
+        return
+    write_env()
     installing, committing = install_steps(), git_steps()
     if not ANSWERS["install"]:
         if run_steps(committing):
             say("Rendered. To install it:")
             say(later(installing))
     elif run_steps(installing + committing):
-        seconds = time.monotonic() - started
-        say(f"Start it (all this took {seconds:.1f} s): cd {quoted(os.getcwd())} && ./init.sh")
+        say(f"All this took {time.monotonic() - started:.1f} s.")
+        say(f"Start it: cd {quoted(os.getcwd())} && ./init.sh")
 
 
 def keep_what_was_chosen():
@@ -107,15 +110,16 @@ def install_steps():
         steps = [
             Step("environment", venv, unless=PYTHON),
             # An interrupted installation leaves half a package that looks like a whole one.
-            Step("dependencies", sync, later=[*sync, "--reinstall"]),
+            Step("dependencies", sync, later=[venv, sync]),
         ]
     else:
         pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        venv, project = [find_python(), "-m", "venv"], ["--group", "dev", "."]
+        venv = [find_python(), "-m", "venv", "--clear", ".venv"]
+        new_pip, project = [*pip, "pip>=25.1"], [*pip, "--group", "dev", "."]
         steps = [
-            Step("environment", [*venv, ".venv"], later=[*venv, "--clear", ".venv"]),
-            Step("pip that knows dependency groups", [*pip, "pip>=25.1"]),
-            Step("dependencies", [*pip, *project], later=[*pip, "--ignore-installed", *project]),
+            Step("environment", venv),
+            Step("pip that knows dependency groups", new_pip, later=[venv, new_pip]),
+            Step("dependencies", project, later=[venv, new_pip, project]),
         ]
     initial = [*FLASK, "migrate", "-m", "initial", "--rev-id", "0001"]
     return [
@@ -139,7 +143,7 @@ def git_steps():
     # A name without a letter or digit is none to git.
     name = ANSWERS["author_name"] if re.search(r"\w", ANSWERS["author_name"]) else "The team"
     me = ["-c", f"user.name={' '.join(name.split())}", "-c", "user.email=you@example.com"]
-    later_commit = ["git", *([] if knows_me else me), *commit]
+    later_commit = [["git", *([] if knows_me else me), *commit]]
     return [
         Step("git init", ["git", "init", "--quiet"]),
         Step("git add", ["git", "add", "--all"]),
@@ -170,10 +174,12 @@ def failure_of(command):
         result = run(command)
     except FileNotFoundError:
         return f"{command[0]} was not found."
-    except KeyboardInterrupt:
+    except Interruption:
         return "Interrupted."
     if result.returncode == 0:
         return ""
+    if interrupted():
+        return "Interrupted."
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(?i)[\w.]*(error|fatal|failed)\b", line)]
     return " ".join(errors[-1:] or lines[-3:] or ["It says nothing."])[:500]
@@ -181,6 +187,8 @@ def failure_of(command):
 
 def run(command):
     """Run a command to its end; when this hook is interrupted, end it and all that it started."""
+    if interrupted():
+        raise Interruption
     process = subprocess.Popen(
         command,
         env=environment(),
@@ -191,26 +199,21 @@ def run(command):
         errors="replace",
         start_new_session=True,  # POSIX only, for `end`
     )
-    waited = 0
-    try:
-        while True:
-            try:
-                output, _ = process.communicate(timeout=1)
-                return subprocess.CompletedProcess(command, process.returncode, output)
-            except subprocess.TimeoutExpired:
-                waited += 1
-                if waited % 10 == 0:
-                    print(f"{waited} s ... ", end="", flush=True)
-                if os.getppid() != COOKIECUTTER:
-                    raise KeyboardInterrupt from None
-    except KeyboardInterrupt:
-        end(process)
-        raise
+    told = started = time.monotonic()
+    while True:
+        try:
+            output, _ = process.communicate(timeout=0.2)
+            return subprocess.CompletedProcess(command, process.returncode, output)
+        except subprocess.TimeoutExpired:
+            if interrupted():
+                end(process)
+                raise Interruption from None
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                print(f"{told - started:.0f} s ... ", end="", flush=True)
 
 
 def end(process):
-    for name in SIGNALS:
-        signal.signal(name, signal.SIG_IGN)
     if WINDOWS:
         process.kill()
     for how in [] if WINDOWS else [signal.SIGTERM, signal.SIGKILL]:
@@ -241,12 +244,13 @@ def later(steps):
     """A command line that does these steps from anywhere, and may be run again."""
     if WINDOWS:
         steps = [step for step in steps if not (step.unless and Path(step.unless).exists())]
-        commands = [["cd", os.getcwd()], *(step.later or step.command for step in steps)]
-        return "\n".join(f"  {subprocess.list2cmdline(command)}" for command in commands)
+        commands = [command for step in steps for command in step.later or [step.command]]
+        lines = [subprocess.list2cmdline(command) for command in [["cd", os.getcwd()], *commands]]
+        return "\n".join(f"  {line}" for line in lines)
     words = [shlex.join(["cd", os.getcwd()]), "unset " + " ".join(FOREIGN)]
     words += [f"export {name}={value}" for name, value in cacheless().items()]
     for step in steps:
-        command = shlex.join(step.later or step.command)
+        command = " && ".join(shlex.join(command) for command in step.later or [step.command])
         words.append(f"( [ -e {step.unless} ] || {command} )" if step.unless else command)
     return f"  ({' && '.join(words)})"
 
@@ -267,24 +271,16 @@ def say(line):
     print(line, flush=True)
 
 
-@contextlib.contextmanager
-def uninterrupted():
-    """What was rendered is made complete first, whatever signal arrives; it takes no time."""
-    if not WINDOWS:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    yield
-    if not WINDOWS:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def interrupt(number, frame):
-    raise KeyboardInterrupt
+def interrupted():
+    """Whether somebody wants an end: by a signal, or by one that Cookiecutter did not survive."""
+    return bool(RECEIVED) or os.getppid() != COOKIECUTTER
 
 
 COOKIECUTTER = os.getppid()
-SIGNALS = [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]
-for name in SIGNALS:
-    signal.signal(name, interrupt)
+RECEIVED = []
+# Only noted here, so that none can arrive at a bad moment; `run` and `run_steps` look.
+for number in [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]:
+    signal.signal(number, lambda received, _: RECEIVED.append(received))
 # A path or name that the console can not show is no reason to stop.
 sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -292,6 +288,3 @@ try:
     main()
 except Exception as error:  # noqa: BLE001 - a failing hook loses the project
     say(f"The project is here, but not finished: {error!r}")
-except KeyboardInterrupt:
-    say("Interrupted.")
-    say_later(install_steps())

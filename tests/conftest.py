@@ -56,10 +56,12 @@ def run(*command: str | Path, cwd: Path | None = None, **environment: str | None
     )
 
 
-def generate(folder: Path, *answers: str, **environment: str | None):
+def generate(
+    folder: Path, *answers: str, python: str | Path = sys.executable, **environment: str | None
+):
     """What a person does: `cookiecutter` on the command line."""
     options = ["--no-input", "--default-config", "--output-dir", folder]
-    return run(*COOKIECUTTER, *options, *answers, **environment)
+    return run(python, *COOKIECUTTER[1:], *options, *answers, **environment)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -1,14 +1,33 @@
 """The post-gen hook: what is missing costs no project, and the printed command does the rest."""
 
+import contextlib
+import json
 import os
+import re
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import cookiecutter
 import pytest
 import uv
-from conftest import IDENTITY, Project, copy_template, generate, run
+from conftest import (
+    COOKIECUTTER,
+    IDENTITY,
+    PATIENCE,
+    QUESTIONS,
+    TEMPLATE,
+    Project,
+    clean_environment,
+    copy_template,
+    generate,
+    run,
+    wait_until,
+)
 
 NO_IDENTITY = dict.fromkeys(IDENTITY) | {
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -39,10 +58,8 @@ def printed_command(output: str) -> str:
 
 
 def obey(output: str, **environment: str | None) -> None:
-    command = printed_command(output)
-    for _ in ("once", "and again"):
-        result = run("sh", "-c", command, **environment)
-        assert result.returncode == 0, result.stdout
+    result = run("sh", "-c", printed_command(output), **environment)
+    assert result.returncode == 0, result.stdout
 
 
 def is_installed(project: Project) -> bool:
@@ -50,9 +67,21 @@ def is_installed(project: Project) -> bool:
     return check.returncode == 0 and (project.path / "migrations/versions/0001_initial.py").exists()
 
 
-def test_every_step_is_one_line(tmp_path):
-    result = generate(tmp_path)
-    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+def test_an_odd_place_and_an_odd_shell(tmp_path):
+    """Each step is one line; no service, settings or home of the caller is touched."""
+    folder = tmp_path / "with a space and é"
+    folder.mkdir()
+    result = generate(
+        folder,
+        HOME=None,
+        DATABASE_URL="postgresql://me@127.0.0.1:1/precious",
+        SCHEMA="theirs",
+        APP_ENV="production",
+        FLASK_APP="theirs",
+        PGHOSTADDR="127.0.0.1",
+        UV_NO_DEV="1",
+    )
+    assert [re.split(":| [0-9.]+ s", line)[0] for line in result.stdout.splitlines()] == [
         ".env",
         "environment",
         "dependencies",
@@ -62,8 +91,13 @@ def test_every_step_is_one_line(tmp_path):
         "git init",
         "git add",
         "first commit",
+        "All this took",
         "Start it",
     ]
+    assert "not done" not in result.stdout
+    project = Project(folder / "book-service")
+    with project.serving() as server:
+        assert server.get("/readyz").status_code == 200
 
 
 def test_env_has_a_secret_of_its_own_and_is_not_tracked(generated):
@@ -92,7 +126,8 @@ def test_offline(tmp_path):
     assert result.returncode == 0
     project = Project(tmp_path / "book-service")
     assert not (project.path / "migrations").exists()
-    obey(result.stdout)
+    for _ in ("once", "and again"):
+        obey(result.stdout)
     assert is_installed(project)
 
 
@@ -135,28 +170,6 @@ def test_inside_somebodys_repository(tmp_path):
     assert not (tmp_path / "book-service/.git").exists()
 
 
-def test_a_space_in_the_path(tmp_path):
-    folder = tmp_path / "with a space and é"
-    folder.mkdir()
-    assert "not done" not in generate(folder).stdout
-    project = Project(folder / "book-service")
-    with project.serving() as server:
-        assert server.get("/readyz").status_code == 200
-
-
-def test_the_callers_database_is_left_alone(tmp_path):
-    result = generate(
-        tmp_path,
-        DATABASE_URL="postgresql://me@127.0.0.1:1/precious",
-        SCHEMA="theirs",
-        APP_ENV="production",
-        FLASK_APP="theirs",
-        PGHOSTADDR="127.0.0.1",
-        UV_NO_DEV="1",
-    )
-    assert "not done" not in result.stdout
-
-
 def test_a_second_generation_over_the_first_keeps_what_is_the_users(tmp_path):
     generate(tmp_path)
     project = Project(tmp_path / "book-service")
@@ -170,7 +183,7 @@ def test_a_second_generation_over_the_first_keeps_what_is_the_users(tmp_path):
     assert (project.path / "migrations/versions/mine.txt").exists()
 
 
-def test_an_ordinary_user():
+def test_an_ordinary_user_whose_home_is_read_only():
     """The system's own Python and the user `daemon`, whom every Linux knows."""
     python = ["/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if os.geteuid() or not Path(python[0]).exists() or run(*python).returncode:
@@ -181,12 +194,15 @@ def test_an_ordinary_user():
         copy_template(folder / "template")
         run("chown", "-R", "daemon:daemon", folder)
         environment = {
-            "HOME": name,
-            "UV_CACHE_DIR": f"{name}/cache",
+            "HOME": "/usr/share",
+            "UV_CACHE_DIR": None,
+            "XDG_CACHE_HOME": None,
             "PATH": f"{Path(uv.find_uv_bin()).parent}:/usr/bin:/bin",
             "PYTHONPATH": str(Path(cookiecutter.__file__).parent.parent),
         }
-        options = ["--no-input", "--default-config", "--output-dir", folder]
+        # Cookiecutter itself writes the answers down.
+        (folder / "config.yaml").write_text(f"replay_dir: {folder}")
+        options = ["--no-input", "--config-file", folder / "config.yaml", "--output-dir", folder]
         generated = ["/usr/bin/python3", "-m", "cookiecutter", *options, folder / "template"]
         result = run(*daemon, *generated, **environment)
         assert "not done" not in result.stdout, result.stdout
@@ -195,6 +211,124 @@ def test_an_ordinary_user():
             assert server.get("/readyz").status_code == 200
             assert server.stop() == 0
         assert project.postgres_pid() is None
+
+
+def ctrl_c(cookiecutter: int) -> None:
+    os.killpg(cookiecutter, signal.SIGINT)
+
+
+def terminate_cookiecutter(cookiecutter: int) -> None:
+    os.kill(cookiecutter, signal.SIGTERM)
+
+
+def terminate_the_hook(cookiecutter: int) -> None:
+    hook = Path(f"/proc/{cookiecutter}/task/{cookiecutter}/children").read_text().split()
+    os.kill(int(hook[0]), signal.SIGTERM)
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize(
+    ("interrupt", "step"),
+    [
+        (ctrl_c, "dependencies"),
+        (terminate_cookiecutter, "dependencies"),
+        (terminate_the_hook, "first migration"),
+        (ctrl_c, "flask db upgrade"),
+    ],
+)
+def test_interrupted(tmp_path, interrupt, step):
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*COOKIECUTTER, "--no-input", "--default-config", "--output-dir", tmp_path],
+            env=clean_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    wait_until(lambda: f"{step}: " in log.read_text(), f"{step} has begun")
+    interrupt(process.pid)
+    process.wait(PATIENCE)
+    wait_until(lambda: not processes_in(tmp_path), "all processes have ended")
+    assert f"{step}: not done. Interrupted." in log.read_text()
+    obey(log.read_text())
+    assert is_installed(Project(tmp_path / "book-service"))
+
+
+def processes_in(folder: Path) -> list[str]:
+    """What runs in the folder, or with the folder on its command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode(errors="replace")
+            if str(folder) in words or (process / "cwd").readlink().is_relative_to(folder):
+                found.append(words)
+    return found
+
+
+def test_a_console_that_knows_only_ascii(tmp_path):
+    """A path or an answer that it can not show is escaped."""
+    folder = tmp_path / "é 日本"
+    result = generate(folder, "install=no", "author_name=日本", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stdout
+    assert "\\xe9" in result.stdout
+    assert (folder / "book-service/.env").exists()
+
+
+def test_the_commands_of_windows(generated, tmp_path):
+    """As far as it can be tested elsewhere: the hook, told that it runs there, finds no program."""
+    hook = (TEMPLATE / "hooks/post_gen_project.py").read_text()
+    answers = {
+        name: value[0] if isinstance(value, list) else value for name, value in QUESTIONS.items()
+    }
+    hook = hook.replace("{{ cookiecutter | tojson }}", json.dumps(answers))
+    hook = hook.replace("{{ compared | tojson }}", "false").replace('os.name == "nt"', "True")
+    folder = tmp_path / "a folder"
+    copy_template(tmp_path / "template")
+    shutil.copytree(tmp_path / "template/{{cookiecutter.project_slug}}", folder)
+    result = run(sys.executable, "-c", hook, cwd=folder, PATH="", PYTHONIOENCODING="cp437")
+    assert result.returncode == 0, result.stdout
+    commands = [line.strip() for line in result.stdout.split("later:\n")[1].splitlines()]
+    assert commands[0] == f'cd "{folder}"'
+    assert any(
+        line.startswith(".venv") and "Scripts" in line and line.endswith("flask db init")
+        for line in commands
+    ), commands
+    assert commands[-1].startswith('git -c "user.name=The team" ')
+    assert not set("'&|()$") & set("".join(commands[1:])), commands
+    assert result.stdout.isascii()
+
+
+def test_windows_can_check_it_out():
+    names = run("git", "ls-files", cwd=TEMPLATE).stdout.splitlines()
+    devices = {"aux", "con", "nul", "prn"}
+    for name in names:
+        assert not re.search(r'[<>:"|?*\\]', name), name
+        for part in name.split("/"):
+            assert part.split(".")[0].lower() not in devices, name
+            assert not part.endswith((".", " ")), name
+    assert len({name.lower() for name in names}) == len(names)
+    assert not [path for path in TEMPLATE.rglob("{{*/**/*") if path.is_symlink()]
+    attributes = run(
+        "git", "check-attr", "eol", "--", "init.sh", cwd=TEMPLATE / "{{cookiecutter.project_slug}}"
+    )
+    assert attributes.stdout.strip().endswith("lf")
+
+
+@pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
+def test_cookiecutter_in_another_python(tmp_path, version):
+    """In the newest interpreter of that version that this machine has."""
+    installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    python = installed[-1] if installed else shutil.which(f"python{version}")
+    if not python:
+        pytest.skip(f"this machine has no Python {version}")
+    run(python, "-m", "venv", "--without-pip", tmp_path / "venv")
+    packages = str(Path(cookiecutter.__file__).parent.parent)
+    result = generate(
+        tmp_path, "install=no", python=tmp_path / "venv/bin/python", PYTHONPATH=packages
+    )
+    assert "Rendered. To install it:" in result.stdout, result.stdout
+    assert run("git", "log", cwd=tmp_path / "book-service").returncode == 0
 
 
 def test_a_moved_project_still_works(project: Project, tmp_path):
