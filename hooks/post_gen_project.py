@@ -20,8 +20,6 @@ from typing import List, NamedTuple, Optional
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
-# By `cruft update`, which throws this project away.
-COMPARED = "_commit" in ANSWERS and json.loads("{{ compared | tojson }}")
 
 # What depends on an answer: for each file its name in .choices/ and its name in the project.
 CHOICES = {
@@ -51,6 +49,9 @@ class Step(NamedTuple):
     unless: str = ""
     later: Optional[List[List[str]]] = None
 
+    def commands(self):
+        return [self.command] if self.later is None else self.later
+
 
 class Interruption(Exception):  # noqa: N818 - nothing is wrong
     """A command was ended before its end."""
@@ -59,7 +60,7 @@ class Interruption(Exception):  # noqa: N818 - nothing is wrong
 def main():
     started = time.monotonic()
     keep_what_was_chosen()
-    if COMPARED:
+    if is_compared():
         return
     write_env()
     installing, committing = install_steps(), git_steps()
@@ -70,6 +71,17 @@ def main():
     elif run_steps(installing + committing):
         say(f"All this took {time.monotonic() - started:.1f} s.")
         say(f"Start it: cd {quoted(os.getcwd())} && ./init.sh")
+
+
+def is_compared():
+    """Whether this is for `cruft update` or `cruft diff`, which throw the project away."""
+    if "_commit" not in ANSWERS:
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        words = run(["ps", "-o", "args=", "-p", str(COOKIECUTTER)]).stdout.split()
+        commands = [word for word in words if word in ("create", "diff", "update")]
+        return commands[:1] in (["diff"], ["update"])
+    return False
 
 
 def keep_what_was_chosen():
@@ -107,9 +119,9 @@ def install_steps():
         # Relocatable: its scripts work after the project is moved.
         venv = ["uv", "venv", "--quiet", "--clear", "--relocatable"]
         sync = ["uv", "sync", "--quiet", "--compile-bytecode"]
+        # Later anew: an interrupted installation leaves half a package that looks like a whole one.
         steps = [
-            Step("environment", venv, unless=PYTHON),
-            # An interrupted installation leaves half a package that looks like a whole one.
+            Step("environment", venv, unless=PYTHON, later=[]),
             Step("dependencies", sync, later=[venv, sync]),
         ]
     else:
@@ -117,8 +129,8 @@ def install_steps():
         venv = [find_python(), "-m", "venv", "--clear", ".venv"]
         new_pip, project = [*pip, "pip>=25.1"], [*pip, "--group", "dev", "."]
         steps = [
-            Step("environment", venv),
-            Step("pip that knows dependency groups", new_pip, later=[venv, new_pip]),
+            Step("environment", venv, later=[]),
+            Step("pip that knows dependency groups", new_pip, later=[]),
             Step("dependencies", project, later=[venv, new_pip, project]),
         ]
     initial = [*FLASK, "migrate", "-m", "initial", "--rev-id", "0001"]
@@ -132,7 +144,8 @@ def install_steps():
 
 def git_steps():
     """The commands to a first commit, none inside somebody's repository."""
-    commit = ["commit", "--quiet", "-m", "Generate the project from cookiecutter-flask-postgres"]
+    template = f"cookiecutter-flask-postgres {ANSWERS['_version']}"
+    commit = ["commit", "--quiet", "-m", f"Generate the project from {template}"]
     if shutil.which("git"):
         if run(["git", "rev-parse", "--is-inside-work-tree"]).returncode == 0:
             say("git: left alone, this folder is inside a repository already")
@@ -244,14 +257,14 @@ def later(steps):
     """A command line that does these steps from anywhere, and may be run again."""
     if WINDOWS:
         steps = [step for step in steps if not (step.unless and Path(step.unless).exists())]
-        commands = [command for step in steps for command in step.later or [step.command]]
+        commands = [command for step in steps for command in step.commands()]
         lines = [subprocess.list2cmdline(command) for command in [["cd", os.getcwd()], *commands]]
         return "\n".join(f"  {line}" for line in lines)
     words = [shlex.join(["cd", os.getcwd()]), "unset " + " ".join(FOREIGN)]
     words += [f"export {name}={value}" for name, value in cacheless().items()]
     for step in steps:
-        command = " && ".join(shlex.join(command) for command in step.later or [step.command])
-        words.append(f"( [ -e {step.unless} ] || {command} )" if step.unless else command)
+        for command in map(shlex.join, step.commands()):
+            words.append(f"( [ -e {step.unless} ] || {command} )" if step.unless else command)
     return f"  ({' && '.join(words)})"
 
 

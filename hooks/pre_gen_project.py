@@ -13,8 +13,6 @@ import sys
 
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
-# By `cruft update`: a rule that is newer than the project is no reason to refuse its update.
-COMPARED = "_commit" in ANSWERS and json.loads("{{ compared | tojson }}")
 
 FREE_TEXT = {
     "project_name": "Book Service",
@@ -22,6 +20,8 @@ FREE_TEXT = {
     "author_name": "The team",
 }
 LONGEST_TEXT = 1000
+# A person's Jinja, and ours: this file is a template itself.
+JINJA, OPEN, CLOSE = r"\{[\{\x25\x23]", "{" * 2, "}" * 2
 CHOICES = {
     "postgres_version": ["18", "17", "16"],
     "python_version": ["3.13", "3.12", "3.14"],
@@ -148,6 +148,11 @@ def command_line(found):
     """What was asked for, with the corrected values."""
     answers = {name: value for name, value in ANSWERS.items() if not name.startswith("_")}
     answers.update({question: better for question, (_, better) in found.items()})
+    # On the command line Cookiecutter renders an answer; a string in Jinja comes out as it was.
+    answers = {
+        name: f"{OPEN} {value!a} {CLOSE}" if re.search(JINJA, str(value)) else value
+        for name, value in answers.items()
+    }
     if "_commit" in ANSWERS:
         words = ["cruft", "create", ANSWERS["_template"], "--checkout", ANSWERS["_commit"]]
         words += ["--no-input", "--output-dir", os.path.dirname(os.getcwd())]
@@ -182,5 +187,4 @@ def existing_files():
     ]
 
 
-if not COMPARED:
-    main()
+main()

@@ -24,7 +24,7 @@ app/models/__init__.py app/models/authors.py app/models/base.py app/models/books
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
-docs/deploying.md docs/migrations.md docs/recovery.md
+docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
 tests/test_seeds.py

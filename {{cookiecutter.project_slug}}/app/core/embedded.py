@@ -10,7 +10,6 @@ kernel drops the lock of a process that ends, however it ends:
 
 import atexit
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -28,6 +27,9 @@ import psycopg
 from sqlalchemy import URL
 
 from app.config import ROOT
+
+with contextlib.suppress(ImportError):  # Windows has none; `url` says so.
+    import fcntl
 
 FOLDER = ROOT / ".postgres"
 DATA = FOLDER / "data"
@@ -57,7 +59,12 @@ class EmbeddedPostgresError(SystemExit):
 
 
 def url() -> URL:
-    """Where the server listens once it is started."""
+    """Where the server listens once it is started.
+
+    Raises `EmbeddedPostgresError` where it never can.
+    """
+    if os.name == "nt":
+        raise EmbeddedPostgresError("Windows lacks the locks that it needs; WSL has them.")
     query = {"host": str(_socket_folder())}
     return URL.create("postgresql+psycopg", "postgres", port=5432, database="postgres", query=query)
 
