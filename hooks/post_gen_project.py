@@ -29,6 +29,18 @@ CHOICES = {
         "Apache-2.0": {"LICENSE-Apache-2.0": "LICENSE"},
         "Proprietary": {},
     },
+    "ci": {
+        "GitHub Actions": {
+            "github-ci.yml": ".github/workflows/ci.yml",
+            "github-template.yml": ".github/workflows/template.yml",
+            "github-dependabot.yml": ".github/dependabot.yml",
+        },
+        "GitLab CI": {
+            "gitlab-ci.yml": ".gitlab-ci.yml",
+            "gitlab-renovate.json": "renovate.json",
+        },
+        "none": {},
+    },
 }
 
 WINDOWS = os.name == "nt"

@@ -26,6 +26,7 @@ CHOICES = {
     "postgres_version": ["18", "17", "16"],
     "python_version": ["3.13", "3.12", "3.14"],
     "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
+    "ci": ["GitHub Actions", "GitLab CI", "none"],
 }
 LONGEST_NAME = 63  # of a host, which a container's name is, and of a schema
 SLUG = r"[a-z][a-z0-9]*([-_][a-z0-9]+)*"

@@ -1,6 +1,7 @@
 """What comes out for each answer: files, syntax, no leftover of the template."""
 
 import ast
+import json
 import re
 import subprocess
 import tomllib
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from allpairspy import AllPairs
 from conftest import QUESTIONS, TEMPLATE, Project, files, generate, run
 
 FILES = """
-.dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-Dockerfile LICENSE README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
+.devcontainer/devcontainer.json .dockerignore .editorconfig .env .env.example .flaskenv
+.gitattributes .gitignore .pre-commit-config.yaml
+Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 app/__init__.py app/config.py app/templates/home.html
 app/core/__init__.py app/core/api.py app/core/autogenerate.py app/core/backfill.py
 app/core/catalog.py app/core/commands.py app/core/database.py app/core/doctor.py
@@ -30,11 +33,30 @@ tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migratio
 tests/test_seeds.py
 """
 
+LICENSE_FILES = {
+    "MIT": {"LICENSE"},
+    "BSD-3-Clause": {"LICENSE"},
+    "Apache-2.0": {"LICENSE"},
+    "Proprietary": set(),
+}
+CI_FILES = {
+    "GitHub Actions": {
+        ".github/dependabot.yml",
+        ".github/workflows/ci.yml",
+        ".github/workflows/template.yml",
+    },
+    "GitLab CI": {".gitlab-ci.yml", "renovate.json"},
+    "none": set(),
+}
+
 INSTALLED = """
 uv.lock
 migrations/alembic.ini migrations/env.py migrations/script.py.mako
 migrations/versions/0001_initial.py
 """
+
+GITHUB_CI = ".github/workflows/ci.yml"
+DEVCONTAINER = ".devcontainer/devcontainer.json"
 
 # Every answer that differs from the default, and the files in which it must show.
 ANSWERS = [
@@ -42,20 +64,27 @@ ANSWERS = [
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
     ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md"}),
-    ("postgres_version", "17", {"README.md", "compose.yaml"}),
-    ("postgres_version", "16", {"README.md", "compose.yaml"}),
-    ("python_version", "3.12", {"Dockerfile"}),
-    ("python_version", "3.14", {"Dockerfile"}),
+    ("postgres_version", "17", {"README.md", "compose.yaml", GITHUB_CI}),
+    ("postgres_version", "16", {"README.md", "compose.yaml", GITHUB_CI}),
+    ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
+    ("python_version", "3.14", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Apache-2.0", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Proprietary", {"LICENSE", "README.md", "pyproject.toml"}),
+    ("ci", "GitLab CI", {"README.md"} | CI_FILES["GitHub Actions"] | CI_FILES["GitLab CI"]),
+    ("ci", "none", {"README.md"} | CI_FILES["GitHub Actions"]),
 ]
+CHOICES = {name: choices for name, choices in QUESTIONS.items() if isinstance(choices, list)}
 
 
 def bake(cookies, **answers) -> Path:
     result = cookies.bake(extra_context={"install": False, **answers})
     assert result.exit_code == 0, result.exception
     return result.project_path
+
+
+def expected_files(license: str = "MIT", ci: str = "GitHub Actions", **_: object) -> set[str]:
+    return set(FILES.split()) | LICENSE_FILES[license] | CI_FILES[ci]
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +96,12 @@ def default(tmp_path_factory) -> dict[str, bytes]:
 
 
 def test_the_exact_list_of_files(default):
-    assert set(default) == set(FILES.split())
+    assert set(default) == expected_files()
 
 
 def test_the_exact_list_of_files_when_installed(generated):
     found = {name for name in files(generated) if "__pycache__" not in name}
-    assert found == set(FILES.split()) | set(INSTALLED.split())
+    assert found == expected_files() | set(INSTALLED.split())
 
 
 @pytest.mark.parametrize(("question", "answer", "shows_in"), ANSWERS)
@@ -86,36 +115,63 @@ def test_an_answer_shows_where_it_should(cookies, default, question, answer, sho
 
 def test_every_question_is_asked_for_a_reason():
     asked = [name for name in QUESTIONS if not name.startswith("_")]
-    assert len(asked) <= 9
+    assert len(asked) <= 10
     assert set(QUESTIONS["__prompts__"]) == set(asked)
     tested = {question for question, _, _ in ANSWERS} | {"project_slug", "install"}
     assert tested == set(asked)
-    for name in ("postgres_version", "python_version", "license"):
+    for name, choices in CHOICES.items():
         others = {answer for question, answer, _ in ANSWERS if question == name}
-        assert others == set(QUESTIONS[name][1:])
+        assert others == set(choices[1:])
 
 
-@pytest.mark.parametrize("answers", [{}] + [{question: answer} for question, answer, _ in ANSWERS])
-def test_every_file_parses_and_no_tag_is_left(cookies, answers):
+def test_the_hooks_know_all_choices():
+    def table(hook: str) -> dict[str, object]:
+        tree = ast.parse((TEMPLATE / "hooks" / hook).read_text())
+        return next(
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CHOICES"
+        )
+
+    assert table("pre_gen_project.py") == CHOICES
+    files_of = table("post_gen_project.py")
+    for question, answers in files_of.items():
+        assert list(answers) == CHOICES[question]
+    known = {name for answers in files_of.values() for names in answers.values() for name in names}
+    assert known == set(files(TEMPLATE / "{{cookiecutter.project_slug}}/.choices"))
+
+
+PAIRS = [dict(zip(CHOICES, answers, strict=True)) for answers in AllPairs(list(CHOICES.values()))]
+
+
+@pytest.mark.parametrize("answers", [{}, {"db_schema": "orders"}, *PAIRS], ids=str)
+def test_every_pair_of_answers_gives_whole_files(cookies, answers):
+    """The exact list; every file parses and has no tag of the template left."""
     folder = bake(cookies, **answers)
-    for name, content in files(folder).items():
+    found = files(folder)
+    assert set(found) == expected_files(**answers)
+    for name, content in found.items():
         text = content.decode()
-        assert "cookiecutter." not in text, name
+        assert not re.search(r"cookiecutter\.\w", text.replace("cookiecutter.readthedocs", "")), (
+            name
+        )
         assert text.endswith("\n"), name
-        if name != "app/templates/home.html":
-            assert not re.search(r"{%|%}|{{ ", text), name
+        if name not in ("app/templates/home.html", "docs/upgrading.md"):
+            assert not re.search(r"{%|%}|(?<!\$){{ ", text), name
         match Path(name).suffix:
             case ".py":
                 ast.parse(text, name)
             case ".toml":
                 tomllib.loads(text)
-            case ".yaml":
+            case ".yaml" | ".yml":
                 yaml.safe_load(text)
+            case ".json":
+                json.loads(text)
             case ".sh":
                 subprocess.run(["sh", "-n", folder / name], check=True)
     assert (folder / "init.sh").stat().st_mode & 0o111
-    assert run("ruff", "check", "--no-cache", ".", cwd=folder).returncode == 0
-    assert run("ruff", "format", "--no-cache", "--check", ".", cwd=folder).returncode == 0
+    for tool in (["check"], ["format", "--check"]):
+        assert run("ruff", *tool, "--no-cache", ".", cwd=folder).returncode == 0
 
 
 def test_python_stays_python():

@@ -1,0 +1,117 @@
+"""What keeps a generated project in order: its CI, its hooks of git, its proposals of updates."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+from conftest import TEMPLATE, Project, generate, run
+
+SCHEMAS = {
+    "GitHub Actions": {
+        ".github/workflows/ci.yml": "github-workflows",
+        ".github/workflows/template.yml": "github-workflows",
+        ".github/dependabot.yml": "dependabot",
+        "compose.yaml": "compose-spec",
+    },
+    "GitLab CI": {".gitlab-ci.yml": "gitlab-ci", "renovate.json": "renovate"},
+}
+WORKFLOWS = [*TEMPLATE.glob(".github/workflows/*.yml"), *TEMPLATE.glob("{{*/.choices/github-*.yml")]
+PINNED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+
+
+WRONG_REVISION = """
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    op.execute("UPDATE books SET title = title")
+"""
+
+
+def validate(file, schema: str) -> None:
+    transform = ["--data-transform", "gitlab-ci"] if schema == "gitlab-ci" else []
+    result = run("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *transform, file)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("ci", SCHEMAS)
+def test_files_are_valid_by_their_public_schemas(tmp_path, ci):
+    assert generate(tmp_path, "install=no", f"ci={ci}").returncode == 0
+    for name, schema in SCHEMAS[ci].items():
+        validate(tmp_path / "book-service" / name, schema)
+
+
+def test_the_templates_own_workflows_are_valid():
+    for file in TEMPLATE.glob(".github/workflows/*.yml"):
+        validate(file, "github-workflows")
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_workflows_pin_actions_and_may_little(file):
+    text = file.read_text()
+    for use in re.findall(r"uses: (.*)", text):
+        assert PINNED.fullmatch(use), use
+    if "jobs:" in text:
+        assert re.search(r"^permissions:\n  contents: read$", text, re.MULTILINE)
+        assert text.count("runs-on:") == text.count("timeout-minutes:")
+
+
+def scripts(project: Project, ci: str) -> list[str]:
+    """The commands of the job that checks, in their order."""
+    if ci == "GitHub Actions":
+        job = yaml.safe_load((project.path / ".github/workflows/ci.yml").read_text())["jobs"]
+        return [step["run"] for step in job["checks"]["steps"] if "run" in step]
+    return yaml.safe_load((project.path / ".gitlab-ci.yml").read_text())["checks"]["script"]
+
+
+@pytest.mark.parametrize("ci", SCHEMAS)
+def test_its_commands_pass_and_find_what_is_wrong(project: Project, tmp_path, ci):
+    if ci == "GitLab CI":
+        assert generate(tmp_path / "gitlab", "install=no", f"ci={ci}").returncode == 0
+        shutil.copy(tmp_path / "gitlab/book-service/.gitlab-ci.yml", project.path)
+    commands = scripts(project, ci)
+    for command in commands:
+        result = project.run("sh", "-euc", command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}"
+    readme = re.search(
+        r"Check with:\n\n```sh\n(.*?)```", (project.path / "README.md").read_text(), re.DOTALL
+    )
+    assert set(readme[1].splitlines()) < set(commands)
+
+    (project.path / "app/wrong.py").write_text("import os\nx: int = ''\n")
+    (project.path / "tests/test_wrong.py").write_text("def test_wrong():\n    assert False\n")
+    model = project.path / "app/models/books.py"
+    model.write_text(
+        model.read_text().replace("    title:", "    new: Mapped[int | None]\n    title:")
+    )
+    (project.path / "migrations/versions/0002_wrong.py").write_text(WRONG_REVISION)
+    failing = [
+        command for command in commands if project.run("sh", "-euc", command).returncode != 0
+    ]
+    assert failing == [
+        "uv run ruff check",
+        "uv run ruff format --check",
+        "uv run mypy",
+        "uv run flask db lint",
+        "uv run flask db check",
+        "uv run pytest",
+    ]
+
+
+def test_pre_commit_runs_its_hooks(project: Project):
+    assert project.run("uv", "sync").returncode == 0
+    clean = project.run("pre-commit", "run", "--all-files")
+    assert clean.returncode == 0, clean.stdout
+    for hook in ("ruff check", "ruff format", "mypy", "flask db lint", "uv lock --check"):
+        assert re.search(rf"^{hook}\.+Passed$", clean.stdout, re.MULTILINE), clean.stdout
+
+    (project.path / "app/routes/home.py").write_text("import os\nx: int = ''\n")
+    project.run("git", "add", "--all")
+    wrong = project.run("pre-commit", "run")
+    assert wrong.returncode != 0
+    assert re.search(r"^ruff check\.+Failed$", wrong.stdout, re.MULTILINE), wrong.stdout
+    assert re.search(r"^mypy\.+Failed$", wrong.stdout, re.MULTILINE), wrong.stdout
