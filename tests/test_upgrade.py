@@ -1,0 +1,236 @@
+"""A project of every released version takes the newest one by the commands of docs/upgrading.md."""
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import QUESTIONS, TEMPLATE, Project, copy_template, run
+
+CRUFT = [sys.executable, "-m", "cruft"]
+RELEASES = sorted(
+    (TEMPLATE / "tests/releases").glob("*.tar.gz"),
+    key=lambda archive: [int(number) for number in re.findall(r"\d+", archive.name)],
+)
+VERSIONS = [archive.name.removesuffix(".tar.gz") for archive in RELEASES]
+NEW_FILES = {
+    "app/models/orders.py": """
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+""",
+    "app/routes/orders.py": """
+from apiflask import APIBlueprint
+
+orders = APIBlueprint("orders", __name__)
+
+
+@orders.get("/api/orders")
+def count() -> dict[str, int]:
+    return {"total": 0}
+""",
+    "tests/test_orders.py": """
+from flask.testing import FlaskClient
+
+
+def test_orders(client: FlaskClient) -> None:
+    assert client.get("/api/orders").json == {"total": 0}
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the template whose tags are the releases; its head is the work tree."""
+    folder = tmp_path_factory.mktemp("template") / "repository"
+    run("git", "init", "--quiet", folder)
+    for archive, version in zip(RELEASES, VERSIONS, strict=True):
+        with tarfile.open(archive) as tree:
+            tree.extractall(folder, filter="data")
+        commit(folder, version)
+        assert run("git", "tag", f"v{version}", cwd=folder).returncode == 0
+        clear(folder)
+    copy_template(folder / "newest")
+    for part in (folder / "newest").iterdir():
+        part.rename(folder / part.name)
+    (folder / "newest").rmdir()
+    commit(folder, "newest")
+    return folder
+
+
+def clear(folder: Path) -> None:
+    for part in folder.iterdir():
+        if part.is_dir() and part.name != ".git":
+            shutil.rmtree(part)
+        elif part.is_file():
+            part.unlink()
+
+
+def commit(folder: Path, message: str) -> None:
+    for words in (["add", "--all"], ["commit", "--quiet", "--allow-empty", "--message", message]):
+        result = run("git", *words, cwd=folder)
+        assert result.returncode == 0, result.stdout
+
+
+def lived_in(project: Project) -> None:
+    """What a team did to the project: models, migrations, routes, README, rows, settings."""
+    for name, text in NEW_FILES.items():
+        (project.path / name).write_text(text.lstrip())
+    models = project.path / "app/models/__init__.py"
+    text = models.read_text().replace(
+        "\n__all__ = [", "from app.models.orders import Order\n\n__all__ = ["
+    )
+    models.write_text(text.replace('"db"', '"Order", "db"'))
+    routes = project.path / "app/routes/__init__.py"
+    text = routes.read_text().replace(
+        "\nBLUEPRINTS", "from app.routes.orders import orders\n\nBLUEPRINTS"
+    )
+    routes.write_text(text.replace("authors, books]", "authors, books, orders]"))
+    readme = project.path / "README.md"
+    text = readme.read_text().replace("# Book Service", "# Our books", 1)
+    readme.write_text(text + "\n## Who we are\n\nThree people.\n")
+    with (project.path / ".env").open("a") as env:
+        env.write("LOG_LEVEL=WARNING\n")
+    (project.path / "docs/deploying.md").unlink()
+    for words in (["db", "migrate", "-m", "orders"], ["db", "upgrade"], ["seed", "all"]):
+        result = project.flask(*words)
+        assert result.returncode == 0, result.stdout
+    commit(project.path, "ours")
+
+
+def untouched(project: Project) -> dict[str, str]:
+    """What an update must leave as it is, by path."""
+    parts = [project.path / name for name in (".env", ".venv", "migrations", "uv.lock")]
+    found = [file for part in parts for file in ([part] if part.is_file() else part.rglob("*"))]
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in found
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def update(project: Project) -> None:
+    """The commands of docs/upgrading.md, `uvx cruft` from this environment and unasked."""
+    before = untouched(project)
+    result = project.run(*CRUFT, "update", "--skip-apply-ask")
+    assert result.returncode == 0, result.stdout
+    assert "conflict" not in result.stdout
+    assert untouched(project) == before
+    changed = project.run("git", "status", "--porcelain").stdout.splitlines()
+    assert changed
+    assert not [line for line in changed if line.startswith(("U", "AA", "??"))], changed
+    assert not list(project.path.rglob("*.rej"))
+    page = (project.path / "docs/upgrading.md").read_text()
+    block = re.search(r"```sh\n(.*?)```", page, re.DOTALL)
+    assert block
+    commands = block[1].splitlines()
+    assert commands.pop(0) == "uvx cruft update"
+    for command in commands:
+        result = project.run("sh", "-euc", command)
+        assert result.returncode == 0, f"{command}\n{result.stdout}"
+    commit(project.path, "updated")
+
+
+def is_newest(project: Project) -> None:
+    version = QUESTIONS["_version"]
+    readme = (project.path / "README.md").read_text()
+    assert f"cookiecutter-flask-postgres {version}" in readme
+    assert f"cookiecutter-flask-postgres {version}" in (project.path / "pyproject.toml").read_text()
+    recorded = json.loads((project.path / ".cruft.json").read_text())["context"]["cookiecutter"]
+    assert recorded["_version"] == version
+    again = project.run(*CRUFT, "update", "--skip-apply-ask")
+    assert "up to date" in again.stdout
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
+    answers = json.dumps({"description": "Our {{ 'own' }} books", "db_schema": "books"})
+    created = run(
+        *CRUFT,
+        *["create", repository, "--default-config", "--no-input", "--output-dir", tmp_path],
+        *["--checkout", f"v{version}", "--extra-context", answers],
+    )
+    assert created.returncode == 0, created.stdout
+    assert "not done" not in created.stdout, created.stdout
+    project = Project(tmp_path / "book-service")
+    lived_in(project)
+    update(project)
+
+    is_newest(project)
+    readme = (project.path / "README.md").read_text()
+    assert readme.startswith("# Our books\n\nOur own books\n")
+    assert readme.endswith("Three people.\n")
+    assert not (project.path / "docs/deploying.md").exists()
+    assert (project.path / ".github/workflows/ci.yml").exists()
+    assert project.sql("SELECT count(*) FROM orders") == "[(0,)]"
+    for words in (["db", "upgrade"], ["db", "check"], ["db", "lint"]):
+        result = project.flask(*words)
+        assert result.returncode == 0, result.stdout
+    for tool in (["mypy"], ["ruff", "check"]):
+        result = project.run(project.python, "-m", *tool)
+        assert result.returncode == 0, result.stdout
+
+
+def test_a_project_of_cookiecutter_is_linked(repository, tmp_path):
+    version = VERSIONS[-1]
+    generated = run(
+        *[
+            sys.executable,
+            "-m",
+            "cookiecutter",
+            f"git+file://{repository}",
+            "--checkout",
+            f"v{version}",
+        ],
+        *["--no-input", "--default-config", "--output-dir", tmp_path, "install=no"],
+        HOME=str(tmp_path),
+    )
+    assert generated.returncode == 0, generated.stdout
+    project = Project(tmp_path / "book-service")
+    linked = project.run(
+        *[*CRUFT, "link", repository, "--checkout", f"v{version}", "--no-input"],
+        *["--default-config", "--extra-context", '{"install": false}'],
+    )
+    assert linked.returncode == 0, linked.stdout
+    commit(project.path, "linked")
+    result = project.run(*CRUFT, "update", "--skip-apply-ask")
+    assert result.returncode == 0, result.stdout
+    is_newest(project)
+
+
+def test_conflicts_are_marked(repository, tmp_path):
+    """Where both changed a line both are left to the reader, and nothing is committed."""
+    created = run(
+        *CRUFT,
+        *["create", repository, "--default-config", "--no-input", "--output-dir", tmp_path],
+        *["--checkout", f"v{VERSIONS[-1]}", "--extra-context", '{"install": false}'],
+    )
+    assert created.returncode == 0, created.stdout
+    project = Project(tmp_path / "book-service")
+    file = project.path / "pyproject.toml"
+    file.write_text(re.sub("^template = .*", 'template = "ours"', file.read_text(), flags=re.M))
+    commit(project.path, "ours")
+    project.run(*CRUFT, "update", "--skip-apply-ask")
+    assert "UU pyproject.toml" in project.run("git", "status", "--porcelain").stdout
+    assert 'template = "ours"' in file.read_text()
+    assert project.run("git", "log", "--format=%s").stdout.splitlines()[0] == "ours"
+
+
+def test_every_release_has_its_tree():
+    """`make release` keeps it, so that an update from it is tested where there are no tags."""
+    tags = run("git", "tag", "--list", "v*", cwd=TEMPLATE).stdout.split()
+    assert {tag.removeprefix("v") for tag in tags} <= set(VERSIONS)
+    changelog = (TEMPLATE / "CHANGELOG.md").read_text()
+    released = re.findall(r"^## (\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$", changelog, re.MULTILINE)
+    assert set(released) == set(VERSIONS)
+    assert re.search(rf"^## {re.escape(QUESTIONS['_version'])} \(", changelog, re.MULTILINE)
