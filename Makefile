@@ -1,4 +1,5 @@
-# `make demo` serves the default project, `make test` runs all tests.
+# `make demo` serves the default project, `make test` runs all tests; `make release` keeps the tree of
+# a version, so that updates from it are tested.
 # Both make their tools (.venv) from a bare python3, once.
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The demo has a database of its own, whatever the caller's shell is set up for.
 unexport APP_ENV DATABASE_URL DATABASE_URL_MIGRATIONS SCHEMA SECRET_KEY VIRTUAL_ENV
 
-.PHONY: demo test bench
+.PHONY: demo test bench release
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -25,6 +26,11 @@ test: .venv/ready
 bench: .venv/ready
 	@python tests/bench/start.py
 	@python tests/bench/stalls.py
+
+release: .venv/ready
+	@git diff --quiet HEAD || { echo "Commit first: the tree that is committed is kept." >&2; exit 1; }
+	@git archive --output "tests/releases/$$(python -c 'import json; print(json.load(open("cookiecutter.json"))["_version"])').tar.gz" \
+	    HEAD cookiecutter.json hooks '{{cookiecutter.project_slug}}'
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python" if sys.version_info < (3, 11) else 0)'

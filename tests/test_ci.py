@@ -48,6 +48,7 @@ def test_files_are_valid_by_their_public_schemas(tmp_path, ci):
 def test_the_templates_own_workflows_are_valid():
     for file in TEMPLATE.glob(".github/workflows/*.yml"):
         validate(file, "github-workflows")
+    validate(TEMPLATE / ".github/dependabot.yml", "dependabot")
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)

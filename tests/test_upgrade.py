@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import QUESTIONS, TEMPLATE, Project, copy_template, run
+from conftest import QUESTIONS, TEMPLATE, Project, copy_template, files, run
 
 CRUFT = [sys.executable, "-m", "cruft"]
 RELEASES = sorted(
@@ -205,6 +205,7 @@ def test_a_project_of_cookiecutter_is_linked(repository, tmp_path):
     commit(project.path, "linked")
     result = project.run(*CRUFT, "update", "--skip-apply-ask")
     assert result.returncode == 0, result.stdout
+    commit(project.path, "updated")
     is_newest(project)
 
 
@@ -234,3 +235,14 @@ def test_every_release_has_its_tree():
     released = re.findall(r"^## (\d+\.\d+\.\d+) \(\d{4}-\d\d-\d\d\)$", changelog, re.MULTILINE)
     assert set(released) == set(VERSIONS)
     assert re.search(rf"^## {re.escape(QUESTIONS['_version'])} \(", changelog, re.MULTILINE)
+
+
+def test_a_released_version_does_not_change(tmp_path):
+    """What comes after a release has the next version, in cookiecutter.json."""
+    archive = TEMPLATE / f"tests/releases/{QUESTIONS['_version']}.tar.gz"
+    if not archive.exists():
+        pytest.skip("this version is not released")
+    with tarfile.open(archive) as tree:
+        tree.extractall(tmp_path / "released", filter="data")
+    copy_template(tmp_path / "now")
+    assert files(tmp_path / "now") == files(tmp_path / "released")
