@@ -24,6 +24,7 @@ test: .venv/ready
 	@python -m pytest
 
 bench: .venv/ready
+	@python tests/bench/generate.py
 	@python tests/bench/start.py
 	@python tests/bench/stalls.py
 
