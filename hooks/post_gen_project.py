@@ -73,6 +73,7 @@ def main():
     started = time.monotonic()
     keep_what_was_chosen()
     if is_compared():
+        remember_for_the_merge()
         return
     write_env()
     installing, committing = install_steps(), git_steps()
@@ -89,11 +90,25 @@ def is_compared():
     """Whether this is for `cruft update` or `cruft diff`, which throw the project away."""
     if "_commit" not in ANSWERS:
         return False
-    with contextlib.suppress(FileNotFoundError):
-        words = run(["ps", "-o", "args=", "-p", str(COOKIECUTTER)]).stdout.split()
-        commands = [word for word in words if word in ("create", "diff", "update")]
-        return commands[:1] in (["diff"], ["update"])
-    return False
+    try:
+        words = Path(f"/proc/{COOKIECUTTER}/cmdline").read_text(encoding="utf-8").split("\0")
+    except OSError:
+        words = shutil.which("ps") and run(["ps", "-ww", "-o", "args=", "-p", str(COOKIECUTTER)])
+        words = words.stdout.split() if words else []
+    commands = [word for word in words if word in ("create", "diff", "update")]
+    return commands[:1] in (["diff"], ["update"])
+
+
+def remember_for_the_merge():
+    """Give the updated project's git the files as the template made them.
+
+    cruft applies its changes by `git apply --3way`, which merges only what it has the origin of;
+    the clone of somebody else has not.
+    """
+    project = os.environ.get("PWD", "")
+    if os.path.exists(os.path.join(project, ".cruft.json")):
+        files = [str(path.resolve()) for path in Path().rglob("*") if path.is_file()]
+        run(["git", "-C", project, "hash-object", "-w", "--no-filters", *files])
 
 
 def keep_what_was_chosen():

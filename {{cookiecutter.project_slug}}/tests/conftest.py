@@ -15,9 +15,18 @@ from sqlalchemy.orm import Session
 from sqlalchemy.schema import DropSchema
 
 from app import create_app
-from app.config import Settings, load_settings
+from app.config import ROOT, Settings, load_settings
 from app.core.database import direct_engine
 from app.models import db
+
+
+def pytest_configure() -> None:
+    if not (ROOT / "migrations/env.py").exists():
+        pytest.exit(
+            "There is no migrations/ yet. Make it first: "
+            "flask db init && flask db migrate -m initial",
+            returncode=1,
+        )
 
 
 @pytest.fixture(scope="session")
