@@ -18,6 +18,13 @@ import time
 from pathlib import Path
 from typing import List, NamedTuple, Optional
 
+WINDOWS = os.name == "nt"
+COOKIECUTTER = os.getppid()
+RECEIVED = []
+# Only noted here, so that none can arrive at a bad moment; `run` and `run_steps` look.
+for number in [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]:
+    signal.signal(number, lambda received, _: RECEIVED.append(received))
+
 # tojson writes no single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
@@ -43,7 +50,6 @@ CHOICES = {
     },
 }
 
-WINDOWS = os.name == "nt"
 PYTHON = os.path.join(".venv", *(["Scripts", "python.exe"] if WINDOWS else ["bin", "python"]))
 FLASK = [PYTHON, "-m", "flask", "db"]
 # Settings of other services in the caller's shell: the first migration is not about their database.
@@ -51,6 +57,9 @@ FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "DATABASE_POOLE
 FOREIGN += ["PORT", "LOG_LEVEL", "FLASK_APP", "FLASK_SKIP_DOTENV", "FLASK_DB_INIT_TEMPLATE"]
 FOREIGN += ["VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "UV_NO_DEV", "UV_FROZEN", "UV_LOCKED"]
 FOREIGN += ["PYTHONHOME", "PYTHONPATH"]
+# Of a repository whose own hook generates this project.
+FOREIGN += ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"]
+FOREIGN += ["GIT_PREFIX"]
 
 
 class Step(NamedTuple):
@@ -63,10 +72,6 @@ class Step(NamedTuple):
 
     def commands(self):
         return [self.command] if self.later is None else self.later
-
-
-class Interruption(Exception):  # noqa: N818 - nothing is wrong
-    """A command was ended before its end."""
 
 
 def main():
@@ -125,7 +130,8 @@ def keep_what_was_chosen():
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source.replace(target)
-    Path(".choices").rmdir()
+    with contextlib.suppress(OSError):  # somebody's own folder of that name
+        Path(".choices").rmdir()
 
 
 def write_env():
@@ -174,7 +180,8 @@ def git_steps():
     template = f"cookiecutter-flask-postgres {ANSWERS['_version']}"
     commit = ["commit", "--quiet", "-m", f"Generate the project from {template}"]
     if shutil.which("git"):
-        if run(["git", "rev-parse", "--is-inside-work-tree"]).returncode == 0:
+        inside = run(["git", "rev-parse", "--is-inside-work-tree"])
+        if inside.returncode == 0 or "dubious ownership" in inside.stdout:
             say("git: left alone, this folder is inside a repository already")
             return []
         knows_me = run(["git", "var", "GIT_COMMITTER_IDENT"]).returncode == 0
@@ -187,8 +194,8 @@ def git_steps():
     return [
         Step("git init", ["git", "init", "--quiet"]),
         Step("git add", ["git", "add", "--all"]),
-        # git leaves this file behind with the first commit.
-        Step("first commit", ["git", *commit], unless=".git/COMMIT_EDITMSG", later=later_commit),
+        # git makes this file with the first commit.
+        Step("first commit", ["git", *commit], unless=".git/logs/HEAD", later=later_commit),
     ]
 
 
@@ -198,7 +205,7 @@ def run_steps(steps):
         if step.unless and Path(step.unless).exists():
             continue
         started = time.monotonic()
-        print(f"{step.name}: ", end="", flush=True)
+        say(f"{step.name}: ", end="")
         reason = failure_of(step.command)
         if reason:
             say(f"not done. {reason}")
@@ -214,8 +221,6 @@ def failure_of(command):
         result = run(command)
     except FileNotFoundError:
         return f"{command[0]} was not found."
-    except Interruption:
-        return "Interrupted."
     if result.returncode == 0:
         return ""
     if interrupted():
@@ -228,7 +233,7 @@ def failure_of(command):
 def run(command):
     """Run a command to its end; when this hook is interrupted, end it and all that it started."""
     if interrupted():
-        raise Interruption
+        return subprocess.CompletedProcess(command, 1, "")
     process = subprocess.Popen(
         command,
         env=environment(),
@@ -247,10 +252,10 @@ def run(command):
         except subprocess.TimeoutExpired:
             if interrupted():
                 end(process)
-                raise Interruption from None
+                return subprocess.CompletedProcess(command, 1, "")
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                print(f"{told - started:.0f} s ... ", end="", flush=True)
+                say(f"{told - started:.0f} s ... ", end="")
 
 
 def end(process):
@@ -307,8 +312,11 @@ def find_python():
     return next(filter(shutil.which, names), "python3.11")
 
 
-def say(line):
-    print(line, flush=True)
+def say(line, end="\n"):
+    try:
+        print(line, end=end, flush=True)
+    except OSError:  # nobody reads, or the disk is full
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end
 
 
 def interrupted():
@@ -316,13 +324,17 @@ def interrupted():
     return bool(RECEIVED) or os.getppid() != COOKIECUTTER
 
 
-COOKIECUTTER = os.getppid()
-RECEIVED = []
-# Only noted here, so that none can arrive at a bad moment; `run` and `run_steps` look.
-for number in [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]:
-    signal.signal(number, lambda received, _: RECEIVED.append(received))
-# A path or name that the console can not show is no reason to stop.
-sys.stdout.reconfigure(errors="backslashreplace")
+for standard in range(3):  # a closed one would be taken by the next file
+    try:
+        os.fstat(standard)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)
+sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - to the end
+# What is printed is pasted: a path or name arrives whole, whatever the locale says.
+sys.stdout.reconfigure(
+    encoding=sys.stdout.encoding if WINDOWS else "utf-8",
+    errors="backslashreplace" if WINDOWS else "surrogateescape",
+)
 
 try:
     main()

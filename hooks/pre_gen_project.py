@@ -8,6 +8,7 @@ import keyword
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -20,8 +21,8 @@ FREE_TEXT = {
     "author_name": "The team",
 }
 LONGEST_TEXT = 1000
-# A person's Jinja, and ours: this file is a template itself.
-JINJA, OPEN, CLOSE = r"\{[\{\x25\x23]", "{" * 2, "}" * 2
+# What Cookiecutter would change on the command line; and our Jinja, as this is a template itself.
+JINJA, OPEN, CLOSE = r"\{[\{\x25\x23]|\r", "{" * 2, "}" * 2
 CHOICES = {
     "postgres_version": ["18", "17", "16"],
     "python_version": ["3.13", "3.12", "3.14"],
@@ -33,6 +34,8 @@ SLUG = r"[a-z][a-z0-9]*([-_][a-z0-9]+)*"
 SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
 
 OWN_FOLDERS = {"app", "docs", "migrations", "tests"}
+UNUSABLE = r'[%"$`\n\r]'
+OWN_IGNORED = r"(^|/)(\.(env|venv|postgres|\w+_cache)|__pycache__|build|[^/]*\.egg-info)(/|$)"
 KEYWORDS = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist]}
 DEVICES = {"aux", "con", "nul", "prn"}
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -59,7 +62,7 @@ def main():
     lines = [refusal(question, *fault) for question, fault in found.items()]
     if found:
         lines += ["With these values:", f"  {command_line(found)}"]
-    lines += existing_files()
+    lines += place_faults()
     if lines:
         sys.exit("\n".join(["", "The project was not generated.", *lines]))
 
@@ -74,21 +77,26 @@ def faults():
         if ANSWERS[name] not in choices:
             yield name, (f"It is one of {', '.join(choices)}.", choices[0])
     if not isinstance(ANSWERS["install"], bool):
-        yield "install", ("It is yes or no.", True)
+        no = str(ANSWERS["install"]).strip().lower() in ("", "0", "f", "false", "n", "no", "off")
+        yield "install", ("It is yes or no.", not no)
 
 
 def text_fault(value, example):
     if not isinstance(value, str):
         return "It is text.", example
     text = value.replace("\0", "").encode("utf-8", "ignore").decode().strip()
-    better = text[:LONGEST_TEXT].strip() or example
-    if not value.strip():
+    better = text if any(map(is_visible, text)) else example
+    if not any(map(is_visible, value)):
         return "It is not empty: the first page, README.md or the license shows it.", better
     if len(value) > LONGEST_TEXT:
-        return f"It has {len(value)} characters; {LONGEST_TEXT} are enough.", text[:80].strip()
+        return f"It has {len(value)} characters; {LONGEST_TEXT} are enough.", better[:80].strip()
     if "\0" in value or len(text) < len(value.strip()):
         return "It has a NUL or a part of a character, which no file of text can hold.", better
     return None
+
+
+def is_visible(character):
+    return character.isprintable() and not character.isspace()
 
 
 def slug_fault(value):
@@ -159,33 +167,61 @@ def command_line(found):
         words += ["--no-input", "--output-dir", os.path.dirname(os.getcwd())]
         words += ["--extra-context", json.dumps(answers)]
     else:
-        words = ["cookiecutter", ANSWERS["_template"], "--no-input"]
-        words += ["--output-dir", ANSWERS["_output_dir"]]
+        words = (
+            ["cookiecutter"]
+            if shutil.which("cookiecutter")
+            else [sys.executable, "-m", "cookiecutter"]
+        )
+        words += [ANSWERS["_template"], "--no-input", "--output-dir", ANSWERS["_output_dir"]]
+        if os.listdir():
+            words += ["--overwrite-if-exists"]
         if ANSWERS["_checkout"]:
             words += ["--checkout", ANSWERS["_checkout"]]
         words += [f"{name}={value}" for name, value in answers.items()]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
-def existing_files():
-    """Why files that are here already forbid to write over them: nothing could bring them back."""
-    names = sorted(os.listdir())
+def place_faults():
+    """Why the project can not be where it shall be."""
+    if re.search(UNUSABLE, os.getcwd()):
+        yield f"  {os.getcwd()} is no place for it"
+        yield '    PostgreSQL and Alembic can not work in a path that has % " $ ` or a line break.'
+        yield "    Generate it into another folder with --output-dir."
+    in_danger = sorted(files_in_danger())
+    if in_danger:
+        yield f"  {os.getcwd()} has files already: {', '.join(in_danger[:3])}"
+        yield "    Files of the same name would be written over, and git could not bring them back."
+        yield "    Commit them first, or generate into another folder with --output-dir."
+
+
+def files_in_danger():
+    """What is here and not committed, but for what the project itself ignores."""
+    names = set(os.listdir()) - {".git"}
     if not names:
-        return []
+        return set()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         tracked, changed = (
-            subprocess.run(["git", *words, "--", "."], capture_output=True, check=True).stdout
-            for words in (["ls-files"], ["status", "--porcelain"])
+            subprocess.run(
+                ["git", *words, "-z", "--", "."], env=inherited, capture_output=True, check=True
+            ).stdout.decode("utf-8", "replace")
+            for words in (
+                ["ls-files", "--stage"],
+                ["status", "--porcelain", "--untracked-files=all", "--ignored=matching"],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
-        tracked, changed = b"", b""
-    if tracked and not changed:
-        return []
-    return [
-        f"  {os.getcwd()} has files already: {', '.join(names[:3])}{', ...' * (len(names) > 3)}",
-        "    Files of the same names would be written over, and git could not bring all of them",
-        "    back. Commit them first, or generate into another folder with --output-dir.",
-    ]
+        return names
+    if not tracked:
+        return names
+    links = {entry.split("\t")[1] for entry in tracked.split("\0") if entry.startswith("120000")}
+    entries = [entry for entry in changed.split("\0") if entry]
+    return links | {
+        entry[3:] for entry in entries if entry[:2] != "!!" or not re.search(OWN_IGNORED, entry[3:])
+    }
 
 
+# As it is pasted, whatever the locale says.
+if sys.stderr and os.name != "nt":
+    sys.stderr.reconfigure(encoding="utf-8", errors="surrogateescape")
 main()

@@ -18,6 +18,33 @@ import requests
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text())
+DEFAULTS: dict[str, object] = {
+    **{name: value[0] if isinstance(value, list) else value for name, value in QUESTIONS.items()},
+    "project_slug": "book-service",
+    "install": False,
+}
+FREE_TEXT = ["project_name", "description", "author_name"]
+# What people type where anything can be typed.
+TYPED = [
+    """O'Neil "the \\ back" & <b>co</b>""",
+    "{{ 7*7 }} {{cookiecutter.project_slug}} {{ cookiecutter.nothing }}",
+    "{% raw %}",
+    "{% endraw %}{{ 7*7 }}{% raw %}",
+    "{# derived #",
+    "${{ secrets.TOKEN }} $HOME $(id) `id` ${x:-y}",
+    "'''\"\"\"",
+    "</title><script>alert(1)</script>",
+    "two\nlines\r\nand\ttabs",
+    "1. # not *a* [list](x) | ~~y~~",
+    "- no: yaml, %YAML &x *y !z",
+    "日本語 🎉 👩‍👩‍👧 \u202eשלום\u202c العربية",
+    "trailing \\",
+    "\x1b[31mred\x07\x7f\x85\u2028",
+    "null",
+    "-",
+    "a" * 1000,
+]
+
 COOKIECUTTER = [sys.executable, "-m", "cookiecutter", str(TEMPLATE)]
 PATIENCE = 120  # seconds: these machines are slow at times, and no test is about speed
 
@@ -72,6 +99,14 @@ def files(folder: Path) -> dict[str, bytes]:
         if file.is_file()
         and not {".git", ".venv", ".postgres"} & set(file.relative_to(folder).parts)
     }
+
+
+def replay(folder: Path, **answers: object):
+    """Generate from a file of answers: Cookiecutter takes what it says without a look."""
+    file = folder / "answers.json"
+    file.write_text(json.dumps({"cookiecutter": {**DEFAULTS, **answers}}))
+    options = ["--default-config", "--replay-file", file, "--output-dir", folder / "out"]
+    return run(*COOKIECUTTER, *options)
 
 
 def copy_template(folder: Path) -> None:

@@ -112,8 +112,6 @@ def test_the_loops_of_the_readme(project: Project):
     for script in scripts:
         if "init.sh" not in script and "docker" not in script and "pytest" not in script:
             shell(project, script)
-    checks = next(script for script in scripts if "pytest" in script)
-    shell(project, checks)
     for command in re.findall(r"^\| `(uv run flask seed .*?)`", readme, re.MULTILINE):
         shell(project, command)
 

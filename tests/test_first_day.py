@@ -8,20 +8,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import PATIENCE, Project, generate, save_until, wait_until
-
-OTHER = ["project_name=Order Desk", "db_schema=orders", "postgres_version=16"]
+from conftest import FREE_TEXT, PATIENCE, TYPED, Project, replay, save_until, wait_until
 
 
-@pytest.fixture(scope="module", params=["default", "orders"])
-def mine(request, generated, tmp_path_factory) -> Project:
-    """The default project, then one with a schema of its own."""
-    if request.param == "default":
-        return Project(generated)
-    folder = tmp_path_factory.mktemp("other")
-    result = generate(folder, *OTHER)
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Project:
+    """All answers are others than the defaults, and all texts are odd."""
+    folder = tmp_path_factory.mktemp("odd")
+    result = replay(
+        folder,
+        **dict.fromkeys(FREE_TEXT, " ".join(TYPED[:-1])),
+        project_slug="null",
+        db_schema="select",
+        postgres_version="16",
+        python_version="3.12",
+        license="Apache-2.0",
+        ci="GitLab CI",
+        install=True,
+    )
     assert "not done" not in result.stdout, result.stdout
-    return Project(folder / "order-desk")
+    return Project(folder / "out/null")
+
+
+@pytest.fixture(params=["default", "odd"])
+def mine(request, generated) -> Project:
+    """The default project, then the odd one."""
+    return Project(generated) if request.param == "default" else request.getfixturevalue("odd")
 
 
 def test_it_serves_seeded_books(mine: Project):
@@ -32,7 +44,7 @@ def test_it_serves_seeded_books(mine: Project):
         ready = server.get("/readyz")
         assert (ready.status_code, ready.json()["revision"]) == (200, "0001")
         assert server.get("/healthz").status_code == 200
-        schema = "orders" if mine.path.name == "order-desk" else "public"
+        schema = "select" if mine.path.name == "null" else "public"
         assert f"<dd>{schema}</dd>" in server.get("/").text
         assert server.get("/docs").status_code == 200
         assert server.get("/openapi.json").json()["openapi"].startswith("3.1")
@@ -51,10 +63,12 @@ def test_a_users_row_outlives_a_restart(mine: Project):
         assert server.get(f"/api/authors/{response.json()['id']}").json()["name"] == "A user's"
 
 
-def test_its_own_tests_pass(mine: Project):
-    result = mine.run(mine.path / ".venv/bin/pytest", "-q", "-n", "2")
-    assert result.returncode == 0, result.stdout
-    schemas = mine.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test%'")
+def test_its_own_checks_pass(odd: Project):
+    """Those of the default project are run by the test of its CI."""
+    for tool in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"], ["pytest", "-n", "2"]):
+        result = odd.run(odd.python, "-m", *tool)
+        assert result.returncode == 0, result.stdout
+    schemas = odd.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'test%'")
     assert schemas == "[]"
 
 

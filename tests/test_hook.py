@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -148,6 +149,19 @@ def test_without_git(tmp_path):
     assert run("git", "log", "--oneline", cwd=tmp_path / "book-service").returncode == 0
 
 
+def test_a_commit_that_fails_is_made_later(tmp_path):
+    failing = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "commit.gpgsign",
+        "GIT_CONFIG_VALUE_0": "true",
+        "GNUPGHOME": str(tmp_path),
+    }
+    result = generate(tmp_path, "install=no", **failing)
+    assert "first commit: not done" in result.stdout
+    obey(result.stdout)
+    assert run("git", "log", cwd=tmp_path / "book-service").returncode == 0
+
+
 def test_without_an_identity_for_git(tmp_path):
     result = generate(tmp_path, "install=false", "author_name=Ada O'Neil", **NO_IDENTITY)
     assert result.returncode == 0
@@ -257,12 +271,37 @@ def processes_in(folder: Path) -> list[str]:
 
 
 def test_a_console_that_knows_only_ascii(tmp_path):
-    """A path or an answer that it can not show is escaped."""
+    """What is printed is pasted: paths and answers arrive whole."""
     folder = tmp_path / "é 日本"
-    result = generate(folder, "install=no", "author_name=日本", PYTHONIOENCODING="ascii")
+    ascii_only = {"PYTHONIOENCODING": "ascii", **NO_IDENTITY}
+    result = generate(folder, "install=no", "author_name=日本", "db_schema=PG", **ascii_only)
+    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
+    result = run("sh", "-c", printed, HOME=str(tmp_path), **ascii_only)
     assert result.returncode == 0, result.stdout
-    assert "\\xe9" in result.stdout
-    assert (folder / "book-service/.env").exists()
+    obey(result.stdout, **NO_IDENTITY)
+    author = run("git", "log", "--format=%an", cwd=folder / "book-service").stdout
+    assert author.strip() == "日本"
+
+
+@pytest.mark.parametrize("output", [">/dev/full", ">&-", ">&- 2>&- <&-", "| true"])
+def test_nobody_reads_what_it_prints(tmp_path, output):
+    command = shlex.join([*COOKIECUTTER, "--no-input", "--default-config", "install=no"])
+    run("sh", "-c", f"{command} --output-dir {tmp_path} {output}")
+    wait_until(lambda: not processes_in(tmp_path), "it has ended")
+    assert run("git", "log", cwd=tmp_path / "book-service").returncode == 0
+
+
+def test_a_hook_of_git_may_generate(tmp_path):
+    """What git tells its hooks about a repository is not about the new one."""
+    theirs = tmp_path / "theirs"
+    run("git", "init", "--quiet", theirs)
+    index = theirs / ".git/index"
+    result = generate(
+        tmp_path, "install=no", GIT_INDEX_FILE=str(index), GIT_DIR=str(theirs / ".git")
+    )
+    assert "not done" not in result.stdout, result.stdout
+    assert run("git", "ls-files", cwd=theirs).stdout == ""
+    assert run("git", "log", cwd=tmp_path / "book-service").returncode == 0
 
 
 def test_the_commands_of_windows(generated, tmp_path):
