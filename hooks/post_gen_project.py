@@ -254,8 +254,9 @@ def run(command):
                 end(process)
                 return subprocess.CompletedProcess(command, 1, "")
             if time.monotonic() - told > 10:
+                what = f"({shlex.join(command)}) " if told == started else ""
                 told = time.monotonic()
-                say(f"{told - started:.0f} s ... ", end="")
+                say(f"{what}{told - started:.0f} s ... ", end="")
 
 
 def end(process):

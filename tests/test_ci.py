@@ -101,14 +101,15 @@ def test_its_commands_pass_and_find_what_is_wrong(project: Project, tmp_path):
 
 def test_pre_commit_runs_its_hooks(project: Project):
     assert project.run("uv", "sync").returncode == 0
-    clean = project.run("pre-commit", "run", "--all-files")
+    home = {"PRE_COMMIT_HOME": str(project.path.parent / "pre-commit")}
+    clean = project.run("pre-commit", "run", "--all-files", **home)
     assert clean.returncode == 0, clean.stdout
     for hook in ("ruff check", "ruff format", "mypy", "flask db lint", "uv lock --check"):
         assert re.search(rf"^{hook}\.+Passed$", clean.stdout, re.MULTILINE), clean.stdout
 
     (project.path / "app/routes/home.py").write_text("import os\nx: int = ''\n")
     project.run("git", "add", "--all")
-    wrong = project.run("pre-commit", "run")
+    wrong = project.run("pre-commit", "run", **home)
     assert wrong.returncode != 0
     assert re.search(r"^ruff check\.+Failed$", wrong.stdout, re.MULTILINE), wrong.stdout
     assert re.search(r"^mypy\.+Failed$", wrong.stdout, re.MULTILINE), wrong.stdout

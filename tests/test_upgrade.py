@@ -17,6 +17,7 @@ RELEASES = sorted(
     key=lambda archive: [int(number) for number in re.findall(r"\d+", archive.name)],
 )
 VERSIONS = [archive.name.removesuffix(".tar.gz") for archive in RELEASES]
+NEWEST = "99.0.0"  # the version of the next release, if it were made now
 NEW_FILES = {
     "app/models/orders.py": """
 from sqlalchemy.orm import Mapped, mapped_column
@@ -51,7 +52,7 @@ def test_orders(client: FlaskClient) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of the template whose tags are the releases; its head is the work tree."""
+    """A repository of the template whose tags are the releases; its head is what is here now."""
     folder = tmp_path_factory.mktemp("template") / "repository"
     run("git", "init", "--quiet", folder)
     for archive, version in zip(RELEASES, VERSIONS, strict=True):
@@ -64,6 +65,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in (folder / "newest").iterdir():
         part.rename(folder / part.name)
     (folder / "newest").rmdir()
+    questions = folder / "cookiecutter.json"
+    questions.write_text(questions.read_text().replace(QUESTIONS["_version"], NEWEST))
     commit(folder, "newest")
     return folder
 
@@ -141,12 +144,10 @@ def commands_of_the_page(project: Project) -> list[str]:
 
 
 def is_newest(project: Project) -> None:
-    version = QUESTIONS["_version"]
-    readme = (project.path / "README.md").read_text()
-    assert f"cookiecutter-flask-postgres {version}" in readme
-    assert f"cookiecutter-flask-postgres {version}" in (project.path / "pyproject.toml").read_text()
+    for name in ("README.md", "pyproject.toml"):
+        assert f"cookiecutter-flask-postgres {NEWEST}" in (project.path / name).read_text(), name
     recorded = json.loads((project.path / ".cruft.json").read_text())["context"]["cookiecutter"]
-    assert recorded["_version"] == version
+    assert recorded["_version"] == NEWEST
     again = project.run(*CRUFT, "update", "--skip-apply-ask")
     assert "up to date" in again.stdout
 
@@ -247,7 +248,7 @@ def test_a_shallow_clone_is_merged_too(repository, tmp_path):
     later = tmp_path / "later"
     run("git", "clone", "--quiet", repository, later)
     questions = later / "cookiecutter.json"
-    questions.write_text(questions.read_text().replace(QUESTIONS["_version"], "99.0.0"))
+    questions.write_text(questions.read_text().replace(NEWEST, "99.0.1"))
     commit(later, "later")
 
     clone = Project(tmp_path / "clone")
@@ -258,7 +259,7 @@ def test_a_shallow_clone_is_merged_too(repository, tmp_path):
     update(clone)
     text = (clone.path / "pyproject.toml").read_text()
     assert 'title = "Ours"' in text
-    assert 'template = "cookiecutter-flask-postgres 99.0.0"' in text
+    assert 'template = "cookiecutter-flask-postgres 99.0.1"' in text
 
 
 def test_every_release_has_its_tree():
