@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -102,6 +103,26 @@ def test_free_text_is_data_in_every_file(render, name, description, author):
         ]
         passed = next(node.value.args[0].value for node in calls if node.targets[0].id == "ANSWERS")
         assert json.loads(passed) == {**DEFAULTS, **answers}
+
+
+@settings(max_examples=24, deadline=None, database=None, derandomize=True)
+@given(name=TEXT, description=TEXT, author=TEXT)
+def test_any_text_passes_the_hooks(name, description, author):
+    """Refused if nothing of it can be seen, else a whole project with a commit."""
+    answers = dict(zip(FREE_TEXT, (name, description, author), strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        result = replay(Path(folder), **answers)
+        project = Path(folder, "out/book-service")
+        if result.returncode:
+            refused = re.findall(r"  (\w+) is .*\n    It is not empty", result.stdout)
+            assert refused, result.stdout
+            assert not any(re.search(r"\w", str(answers[question])) for question in refused)
+            assert not project.exists()
+        else:
+            written = tomllib.loads((project / "pyproject.toml").read_text())
+            assert written["tool"]["service"]["title"] == name
+            assert run("git", "status", "--short", cwd=project).stdout == ""
+            assert run("git", "log", cwd=project).returncode == 0
 
 
 # In the project's own environment: what its first page and its API say of it.
