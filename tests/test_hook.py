@@ -18,9 +18,9 @@ import pytest
 import uv
 from conftest import (
     COOKIECUTTER,
+    DEFAULTS,
     IDENTITY,
     PATIENCE,
-    QUESTIONS,
     TEMPLATE,
     Project,
     clean_environment,
@@ -307,11 +307,8 @@ def test_a_hook_of_git_may_generate(tmp_path):
 def test_the_commands_of_windows(generated, tmp_path):
     """As far as it can be tested elsewhere: the hook, told that it runs there, finds no program."""
     hook = (TEMPLATE / "hooks/post_gen_project.py").read_text()
-    answers = {
-        name: value[0] if isinstance(value, list) else value for name, value in QUESTIONS.items()
-    }
-    hook = hook.replace("{{ cookiecutter | tojson }}", json.dumps(answers))
-    hook = hook.replace("{{ compared | tojson }}", "false").replace('os.name == "nt"', "True")
+    hook = hook.replace("{{ cookiecutter | tojson }}", json.dumps({**DEFAULTS, "install": True}))
+    hook = hook.replace('os.name == "nt"', "True")
     folder = tmp_path / "a folder"
     copy_template(tmp_path / "template")
     shutil.copytree(tmp_path / "template/{{cookiecutter.project_slug}}", folder)
