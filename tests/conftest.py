@@ -130,13 +130,14 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def save_until(file: Path, text: str, condition: Callable[[], object], what: str) -> None:
-    """Save the file, as a person does, again if the reloader was not watching yet."""
-    saved = 0.0
+    """Save the file, as a person does, again and again if the reloader was not watching yet."""
+    due, pause = 0.0, 1.0
 
     def condition_after_a_save() -> object:
-        nonlocal saved
-        if time.monotonic() - saved > 15:
-            saved = time.monotonic()
+        nonlocal due, pause
+        if time.monotonic() > due:
+            pause *= 2
+            due = time.monotonic() + pause
             file.write_text(text)
         return condition()
 

@@ -104,6 +104,7 @@ def test_ctrl_c_stops_the_service_and_its_database(project: Project):
     with project.serving() as server:
         os.killpg(server.process.pid, signal.SIGINT)
         assert server.process.wait(PATIENCE) == 0
+        assert "Traceback" not in server.log.read_text()
     assert project.postgres_pid() is None
 
 

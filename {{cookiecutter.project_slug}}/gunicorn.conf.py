@@ -41,6 +41,10 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.log.exception("the service does not start")
             self.wsgi = make_fail_app("".join(traceback.format_exception(error)))
 
+    def handle_quit(self, _signal: int, _frame: Any) -> None:
+        """End at once after Ctrl-C; gunicorn's own way may wait for a lock that it interrupted."""
+        os._exit(0)
+
 
 worker_class = PatientWorker if reload else "gthread"
 
