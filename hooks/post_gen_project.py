@@ -88,6 +88,8 @@ def main():
             say(later(installing))
     elif run_steps(installing + committing):
         say(f"All this took {time.monotonic() - started:.1f} s.")
+        if "_commit" in ANSWERS:
+            say("cruft writes .cruft.json now: commit it, later versions are brought by it.")
         say(f"Start it: cd {quoted(os.getcwd())} && ./init.sh")
 
 

@@ -163,22 +163,25 @@ def command_line(found):
         for name, value in answers.items()
     }
     if "_commit" in ANSWERS:
-        words = ["cruft", "create", ANSWERS["_template"], "--checkout", ANSWERS["_commit"]]
+        words = [*launcher("cruft"), "create", ANSWERS["_template"]]
+        words += ["--checkout", ANSWERS["_commit"]]
         words += ["--no-input", "--output-dir", os.path.dirname(os.getcwd())]
         words += ["--extra-context", json.dumps(answers)]
     else:
-        words = (
-            ["cookiecutter"]
-            if shutil.which("cookiecutter")
-            else [sys.executable, "-m", "cookiecutter"]
-        )
-        words += [ANSWERS["_template"], "--no-input", "--output-dir", ANSWERS["_output_dir"]]
+        words = [*launcher("cookiecutter"), ANSWERS["_template"], "--no-input"]
+        words += ["--output-dir", ANSWERS["_output_dir"]]
         if os.listdir():
             words += ["--overwrite-if-exists"]
         if ANSWERS["_checkout"]:
             words += ["--checkout", ANSWERS["_checkout"]]
         words += [f"{name}={value}" for name, value in answers.items()]
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def launcher(program):
+    """The words that start it; uvx puts it on the PATH for itself only."""
+    known = shutil.which(program) and "UV" not in os.environ
+    return [program] if known else [sys.executable, "-m", program]
 
 
 def place_faults():

@@ -58,7 +58,15 @@ IDENTITY = {
 
 def clean_environment(**changes: str | None) -> dict[str, str]:
     """The environment without settings of a service; None removes a variable."""
-    foreign = {"APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "SCHEMA", "SECRET_KEY", "PORT"}
+    foreign = {
+        "APP_ENV",
+        "DATABASE_URL",
+        "DATABASE_URL_MIGRATIONS",
+        "SCHEMA",
+        "SECRET_KEY",
+        "PORT",
+        "UV",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= IDENTITY
     for name, value in changes.items():

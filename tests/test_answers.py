@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -268,6 +269,12 @@ def test_all_bad_answers_at_once_and_the_command_line_that_is_right(tmp_path):
     assert {question: replayed[question] for question in [*good, *kept]} == {**good, **kept}
     assert (folder / "a-b/compose.yaml").exists()
     assert not (folder / "a-b/.venv").exists()
+
+
+def test_a_refusal_under_uvx_names_the_python_that_runs_it(tmp_path):
+    """uvx puts its programs on the PATH for itself only, and tells so by UV."""
+    result = generate(tmp_path, "project_slug=X", UV="/usr/bin/uv")
+    assert f"  {sys.executable} -m cookiecutter {TEMPLATE} " in result.stdout
 
 
 def test_the_command_line_of_a_refusal_keeps_jinja(tmp_path):

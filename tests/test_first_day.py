@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +144,19 @@ def test_four_starts_at_once(project: Project):
         assert logs.count("Running upgrade") == 1
         assert [server.stop() for server in servers] == [0, 0, 0, 0]
     assert project.postgres_pid() is None
+
+
+def test_its_tests_say_once_why_none_can_run(project: Project):
+    nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/nowhere", "DATABASE_WAIT_SECONDS": "0"}
+    for environment, why in (({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL is 'LOUD'"), (nowhere, "No login")):
+        for words in ([], ["-n", "2"]):
+            result = project.run(project.python, "-m", "pytest", *words, **environment)
+            assert result.returncode == 1
+            assert len(result.stdout.splitlines()) < 5, result.stdout
+            assert why in result.stdout
+    shutil.rmtree(project.path / "migrations")
+    result = project.run(project.python, "-m", "pytest")
+    assert "Make it first: flask db init" in result.stdout
 
 
 def test_a_database_that_is_not_there(project: Project):

@@ -16,17 +16,22 @@ from sqlalchemy.schema import DropSchema
 
 from app import create_app
 from app.config import ROOT, Settings, load_settings
-from app.core.database import direct_engine
+from app.core.database import connect_directly, direct_engine
 from app.models import db
 
 
 def pytest_configure() -> None:
+    """Say once why no test can run."""
     if not (ROOT / "migrations/env.py").exists():
         pytest.exit(
             "There is no migrations/ yet. Make it first: "
             "flask db init && flask db migrate -m initial",
             returncode=1,
         )
+    try:
+        connect_directly(load_settings(app_env="test")).close()
+    except SystemExit as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session")
