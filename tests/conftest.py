@@ -302,19 +302,31 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "book-service"
 
 
+def copy_project(original: Path, copy: Path) -> Project:
+    """A copy with its environment and without its database."""
+    ignored = shutil.ignore_patterns(".postgres", ".venv")
+    shutil.copytree(original, copy, ignore=ignored, symlinks=True)
+    shutil.copytree(original / ".venv", copy / ".venv", symlinks=True, copy_function=os.link)
+    return Project(copy)
+
+
 @pytest.fixture
 def project(generated: Path, tmp_path: Path) -> Project:
     """A copy of the default project, with its environment and without a database."""
-    path = tmp_path / "book-service"
-    ignored = shutil.ignore_patterns(".postgres", ".venv")
-    shutil.copytree(generated, path, ignore=ignored, symlinks=True)
-    shutil.copytree(generated / ".venv", path / ".venv", symlinks=True, copy_function=os.link)
-    return Project(path)
+    return copy_project(generated, tmp_path / "book-service")
+
+
+@pytest.fixture(scope="session")
+def seeded(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of an embedded database that is migrated and seeded, made once in this process."""
+    project = copy_project(generated, tmp_path_factory.mktemp("seeded") / "book-service")
+    assert project.flask("db", "upgrade").returncode == 0
+    assert project.flask("seed", "all").returncode == 0
+    return project.path / ".postgres"
 
 
 @pytest.fixture
-def ready(project: Project) -> Project:
+def ready(project: Project, seeded: Path) -> Project:
     """A copy of the default project whose database is migrated and seeded."""
-    assert project.flask("db", "upgrade").returncode == 0
-    assert project.flask("seed", "all").returncode == 0
+    shutil.copytree(seeded, project.path / ".postgres")
     return project
