@@ -21,7 +21,7 @@ from typing import List, NamedTuple, Optional
 WINDOWS = os.name == "nt"
 COOKIECUTTER = os.getppid()
 RECEIVED = []
-# Only noted here, so that none can arrive at a bad moment; `run` and `run_steps` look.
+# Only noted here, so that none can arrive at a bad moment: `interrupted` looks.
 for number in [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]:
     signal.signal(number, lambda received, _: RECEIVED.append(received))
 

@@ -119,9 +119,25 @@ def replay(folder: Path, **answers: object):
 
 def copy_template(folder: Path) -> None:
     """Copy what Cookiecutter reads of this repository."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for part in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}"):
         run("cp", "-r", TEMPLATE / part, folder / part)
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that is there, as the first commit in a folder that is no repository yet."""
+    for words in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--allow-empty", "--message", message],
+    ):
+        result = run("git", *words, cwd=folder)
+        assert result.returncode == 0, result.stdout
+
+
+def corrected_command(output: str) -> str:
+    """The command line that a refusal prints."""
+    return output.split("With these values:")[1].split("\nERROR: ")[0].strip()
 
 
 def free_port() -> int:

@@ -18,7 +18,9 @@ from conftest import (
     TEMPLATE,
     TYPED,
     Project,
+    commit,
     copy_template,
+    corrected_command,
     files,
     generate,
     replay,
@@ -259,9 +261,8 @@ def test_all_bad_answers_at_once_and_the_command_line_that_is_right(tmp_path):
         assert f"  {question} is " in result.stdout
     assert not list(folder.iterdir())
 
-    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
     home = tmp_path / "home"
-    repeated = run("sh", "-c", f"cd / && {printed}", HOME=str(home))
+    repeated = run("sh", "-c", f"cd / && {corrected_command(result.stdout)}", HOME=str(home))
     assert repeated.returncode == 0, repeated.stdout
     replayed = json.loads(next((home / ".cookiecutter_replay").iterdir()).read_text())[
         "cookiecutter"
@@ -281,8 +282,7 @@ def test_the_command_line_of_a_refusal_keeps_jinja(tmp_path):
     """Cookiecutter renders an answer of the command line, so braces are printed as a string."""
     text = f"{TYPED[1]} {TYPED[3]} {TYPED[6]} {TYPED[11]}"
     result = replay(tmp_path, project_slug="X", description=text)
-    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
-    repeated = run("sh", "-c", printed, HOME=str(tmp_path))
+    repeated = run("sh", "-c", corrected_command(result.stdout), HOME=str(tmp_path))
     assert repeated.returncode == 0, repeated.stdout
     project = tomllib.loads((tmp_path / "out/x/pyproject.toml").read_text())
     assert project["project"]["description"] == text
@@ -340,11 +340,10 @@ def repository(tmp_path) -> str:
         f"cookiecutters_dir: {tmp_path}/cloned\nreplay_dir: {tmp_path}\n"
         f"abbreviations: {{gh: 'file://{tmp_path}/git/{{0}}.git'}}\n"
     )
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "1"], ["tag", "v1"]):
-        run("git", *words, cwd=folder)
+    commit(folder, "1")
+    run("git", "tag", "v1", cwd=folder)
     (folder / "{{cookiecutter.project_slug}}/newer").write_text("x\n")
-    for words in (["add", "-A"], ["commit", "-qm", "2"]):
-        run("git", *words, cwd=folder)
+    commit(folder, "2")
     return "gh:ORG/cookiecutter-flask-postgres"
 
 
@@ -368,11 +367,6 @@ def test_a_refusal_repeats_the_repository_and_the_tag(repository, tmp_path):
     )
 
 
-def repository_of(folder: Path) -> None:
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "mine"]):
-        run("git", *words, cwd=folder)
-
-
 @pytest.mark.parametrize("option", ["--overwrite-if-exists", "--skip-if-file-exists"])
 def test_files_that_git_can_bring_back_may_be_written_over(tmp_path, option):
     """-f alone writes over what is there, -f with -s only adds."""
@@ -380,7 +374,7 @@ def test_files_that_git_can_bring_back_may_be_written_over(tmp_path, option):
     folder.mkdir()
     for name, text in {"README.md": "mine", "LICENSE": "mine", ".gitignore": ".env\n"}.items():
         (folder / name).write_text(text)
-    repository_of(folder)
+    commit(folder, "mine")
     (folder / ".env").write_text("mine")
     result = generate(tmp_path, "install=no", "--overwrite-if-exists", option)
     assert result.returncode == 0, result.stdout
@@ -399,27 +393,27 @@ def untracked(folder: Path) -> None:
 
 def hidden_by_configuration(folder: Path) -> None:
     (folder / "other").write_text("other")
-    repository_of(folder)
+    commit(folder, "mine")
     run("git", "config", "status.showUntrackedFiles", "no", cwd=folder)
     (folder / "README.md").write_text("mine")
 
 
 def ignored(folder: Path) -> None:
     (folder / ".gitignore").write_text("README.md\n")
-    repository_of(folder)
+    commit(folder, "mine")
     (folder / "README.md").write_text("mine")
 
 
 def changed(folder: Path) -> None:
     (folder / "README.md").write_text("theirs")
-    repository_of(folder)
+    commit(folder, "mine")
     (folder / "README.md").write_text("mine")
 
 
 def a_link_elsewhere(folder: Path) -> None:
     (folder.parent / "elsewhere").write_text("mine")
     (folder / "README.md").symlink_to("../elsewhere")
-    repository_of(folder)
+    commit(folder, "mine")
 
 
 @pytest.mark.parametrize(
@@ -440,8 +434,7 @@ def test_files_that_git_can_not_bring_back_are_not_written_over(tmp_path, prepar
 def test_an_empty_repository_is_an_empty_folder(tmp_path):
     run("git", "init", "--quiet", tmp_path / "book-service")
     result = generate(tmp_path, "install=no", "--overwrite-if-exists", "db_schema=PG")
-    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
-    result = run("sh", "-c", printed, HOME=str(tmp_path))
+    result = run("sh", "-c", corrected_command(result.stdout), HOME=str(tmp_path))
     assert result.returncode == 0, result.stdout
     assert (tmp_path / "book-service/LICENSE").exists()
 

@@ -1,11 +1,10 @@
 """`flask db migrate` on existing tables: writes the safe form, or refuses and writes nothing."""
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Project
+from conftest import Project, copy_project
 
 SHELVES = '''"""Shelves."""
 
@@ -193,8 +192,7 @@ SELECT array_agg(line ORDER BY line) FROM (
 def shop(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with two more tables, whose database is at the head."""
     path = tmp_path_factory.mktemp("hazards") / "book-service"
-    shutil.copytree(generated, path, symlinks=True, ignore=shutil.ignore_patterns(".postgres"))
-    project = Project(path)
+    project = copy_project(generated, path)
     models = path / "app/models/__init__.py"
     models.write_text(models.read_text() + "\nfrom app.models.shelves import Shelf, Tag  # noqa\n")
     put(project)

@@ -24,7 +24,9 @@ from conftest import (
     TEMPLATE,
     Project,
     clean_environment,
+    commit,
     copy_template,
+    corrected_command,
     generate,
     run,
     wait_until,
@@ -180,8 +182,7 @@ def test_inside_somebodys_repository(tmp_path):
 def test_a_second_generation_over_the_first_keeps_what_is_the_users(project, tmp_path):
     secret = (project.path / ".env").read_text()
     (project.path / "migrations/versions/mine.txt").write_text("mine")
-    project.run("git", "add", "--all")
-    project.run("git", "commit", "--message", "mine")
+    commit(project.path, "mine")
     result = generate(tmp_path, "--overwrite-if-exists")
     assert "not done" not in result.stdout
     assert (project.path / ".env").read_text() == secret
@@ -275,8 +276,7 @@ def test_a_console_that_knows_only_ascii(tmp_path):
     folder = tmp_path / "é 日本"
     ascii_only = {"PYTHONIOENCODING": "ascii", **NO_IDENTITY}
     result = generate(folder, "install=no", "author_name=日本", "db_schema=PG", **ascii_only)
-    printed = result.stdout.split("With these values:")[1].split("\nERROR: ")[0].strip()
-    result = run("sh", "-c", printed, HOME=str(tmp_path), **ascii_only)
+    result = run("sh", "-c", corrected_command(result.stdout), HOME=str(tmp_path), **ascii_only)
     assert result.returncode == 0, result.stdout
     obey(result.stdout, **NO_IDENTITY)
     author = run("git", "log", "--format=%an", cwd=folder / "book-service").stdout
@@ -310,8 +310,7 @@ def test_the_commands_of_windows(generated, tmp_path):
     hook = hook.replace("{{ cookiecutter | tojson }}", json.dumps({**DEFAULTS, "install": True}))
     hook = hook.replace('os.name == "nt"', "True")
     folder = tmp_path / "a folder"
-    copy_template(tmp_path / "template")
-    shutil.copytree(tmp_path / "template/{{cookiecutter.project_slug}}", folder)
+    shutil.copytree(TEMPLATE / "{{cookiecutter.project_slug}}", folder)
     result = run(sys.executable, "-c", hook, cwd=folder, PATH="", PYTHONIOENCODING="cp437")
     assert result.returncode == 0, result.stdout
     commands = [line.strip() for line in result.stdout.split("later:\n")[1].splitlines()]

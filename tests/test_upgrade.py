@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import QUESTIONS, TEMPLATE, Project, copy_template, files, run
+from conftest import COOKIECUTTER, QUESTIONS, TEMPLATE, Project, commit, copy_template, files, run
 
 CRUFT = [sys.executable, "-m", "cruft"]
 RELEASES = sorted(
@@ -54,17 +54,13 @@ def test_orders(client: FlaskClient) -> None:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository of the template whose tags are the releases; its head is what is here now."""
     folder = tmp_path_factory.mktemp("template") / "repository"
-    run("git", "init", "--quiet", folder)
     for archive, version in zip(RELEASES, VERSIONS, strict=True):
         with tarfile.open(archive) as tree:
             tree.extractall(folder, filter="data")
         commit(folder, version)
         assert run("git", "tag", f"v{version}", cwd=folder).returncode == 0
         clear(folder)
-    copy_template(folder / "newest")
-    for part in (folder / "newest").iterdir():
-        part.rename(folder / part.name)
-    (folder / "newest").rmdir()
+    copy_template(folder)
     questions = folder / "cookiecutter.json"
     questions.write_text(questions.read_text().replace(QUESTIONS["_version"], NEWEST))
     commit(folder, "newest")
@@ -79,10 +75,15 @@ def clear(folder: Path) -> None:
             part.unlink()
 
 
-def commit(folder: Path, message: str) -> None:
-    for words in (["add", "--all"], ["commit", "--quiet", "--allow-empty", "--message", message]):
-        result = run("git", *words, cwd=folder)
-        assert result.returncode == 0, result.stdout
+def create(repository: Path, folder: Path, checkout: str, **answers: object) -> Project:
+    """`cruft create`, in that version of the template."""
+    created = run(
+        *[*CRUFT, "create", repository, "--default-config", "--no-input", "--output-dir", folder],
+        *["--checkout", checkout, "--extra-context", json.dumps(answers)],
+    )
+    assert created.returncode == 0, created.stdout
+    assert "not done" not in created.stdout, created.stdout
+    return Project(folder / "book-service")
 
 
 def lived_in(project: Project) -> None:
@@ -154,15 +155,8 @@ def is_newest(project: Project) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
-    answers = json.dumps({"description": "Our {{ 'own' }} books", "db_schema": "books"})
-    created = run(
-        *CRUFT,
-        *["create", repository, "--default-config", "--no-input", "--output-dir", tmp_path],
-        *["--checkout", f"v{version}", "--extra-context", answers],
-    )
-    assert created.returncode == 0, created.stdout
-    assert "not done" not in created.stdout, created.stdout
-    project = Project(tmp_path / "book-service")
+    answers = {"description": "Our {{ 'own' }} books", "db_schema": "books"}
+    project = create(repository, tmp_path, f"v{version}", **answers)
     lived_in(project)
     update(project)
     first, *others = commands_of_the_page(project)
@@ -190,14 +184,7 @@ def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
 def test_a_project_of_cookiecutter_is_linked(repository, tmp_path):
     version = VERSIONS[-1]
     generated = run(
-        *[
-            sys.executable,
-            "-m",
-            "cookiecutter",
-            f"git+file://{repository}",
-            "--checkout",
-            f"v{version}",
-        ],
+        *[*COOKIECUTTER[:-1], f"git+file://{repository}", "--checkout", f"v{version}"],
         *["--no-input", "--default-config", "--output-dir", tmp_path, "install=no"],
         HOME=str(tmp_path),
     )
@@ -217,13 +204,7 @@ def test_a_project_of_cookiecutter_is_linked(repository, tmp_path):
 
 def test_conflicts_are_marked(repository, tmp_path):
     """Where both changed a line both are left to the reader, and nothing is committed."""
-    created = run(
-        *CRUFT,
-        *["create", repository, "--default-config", "--no-input", "--output-dir", tmp_path],
-        *["--checkout", f"v{VERSIONS[-1]}", "--extra-context", '{"install": false}'],
-    )
-    assert created.returncode == 0, created.stdout
-    project = Project(tmp_path / "book-service")
+    project = create(repository, tmp_path, f"v{VERSIONS[-1]}", install=False)
     file = project.path / "pyproject.toml"
     file.write_text(re.sub("^template = .*", 'template = "ours"', file.read_text(), flags=re.M))
     commit(project.path, "ours")
@@ -235,13 +216,7 @@ def test_conflicts_are_marked(repository, tmp_path):
 
 def test_a_shallow_clone_is_merged_too(repository, tmp_path):
     """The hook gives git what it merges from; a change beside a changed line is no conflict."""
-    created = run(
-        *CRUFT,
-        *["create", repository, "--default-config", "--no-input", "--output-dir", tmp_path],
-        *["--checkout", "HEAD", "--extra-context", '{"install": false}'],
-    )
-    assert created.returncode == 0, created.stdout
-    project = Project(tmp_path / "book-service")
+    project = create(repository, tmp_path, "HEAD", install=False)
     file = project.path / "pyproject.toml"
     file.write_text(file.read_text().replace('title = "Book Service"', 'title = "Ours"'))
     commit(project.path, "ours")
