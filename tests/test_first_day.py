@@ -9,7 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
-from conftest import FREE_TEXT, PATIENCE, TYPED, Project, replay, save_until, wait_until
+from conftest import (
+    FREE_TEXT,
+    PATIENCE,
+    TYPED,
+    Project,
+    free_port,
+    replay,
+    save_until,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,7 @@ def test_a_database_that_is_not_there(project: Project):
         "./init.sh",
         DATABASE_URL="postgresql://me:hunter2@127.0.0.1:1/nowhere",
         DATABASE_WAIT_SECONDS="1",
+        PORT=str(free_port()),
     )
     assert result.returncode == 1
     assert "waiting for the database" in result.stdout
