@@ -15,7 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.config import Settings
-from app.core import history, lint
+from app.core import history
+from app.core.safety import Report
+from app.core.safety import judge as judge_revisions
 
 REVISION = """
 import sqlalchemy as sa
@@ -127,7 +129,7 @@ SAFE = [
     '    op.execute("ALTER TABLE new ADD x serial; ALTER TABLE new DROP id; UPDATE new SET x = 1")',
 ]
 
-Judge = Callable[..., lint.Report]
+Judge = Callable[..., Report]
 
 
 @pytest.fixture
@@ -143,19 +145,17 @@ def judge(
     before = BEFORE.format(parent=parent, tables=TABLES)
     (folder / "versions" / "lint_before.py").write_text(before)
 
-    def judged(
-        upgrade: str, downgrade: str = 'op.execute("SELECT 1")', **facts: object
-    ) -> lint.Report:
+    def judged(upgrade: str, downgrade: str = 'op.execute("SELECT 1")', **facts: object) -> Report:
         said = "\n".join(f"{name} = {value!r}" for name, value in facts.items())
         file = REVISION.format(upgrade=upgrade, downgrade=downgrade, facts=said)
         (folder / "versions" / "lint_me.py").write_text(file)
         with app.app_context():
-            return lint.lint(settings, "lint_me", {parent})
+            return judge_revisions(settings, "lint_me", {parent})
 
     return judged
 
 
-def names(report: lint.Report) -> set[str]:
+def names(report: Report) -> set[str]:
     """The kinds of hazard that were found."""
     return {hazard.name for verdict in report.verdicts for hazard in verdict.hazards}
 

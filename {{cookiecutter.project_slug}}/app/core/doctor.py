@@ -11,10 +11,11 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
-from app.core import history, lint
-from app.core.autogenerate import Autogenerate
-from app.core.catalog import INVALID_INDEXES
+from app.core import history
 from app.core.database import DatabaseUnavailable, connect_directly, reason
+from app.core.migrations.autogenerate import Autogenerate
+from app.core.safety import judge
+from app.core.safety.catalog import INVALID_INDEXES
 from app.models import db
 
 PAGE = "docs/recovery.md"
@@ -125,7 +126,7 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
     with connection.begin():
         out_of_sync = not at and history.tables_of_models(connection)
     yield Line("revision", found, "Database out of sync" if out_of_sync else "")
-    report = lint.lint(settings, None, at)
+    report = judge(settings, None, at)
     for verdict in report.verdicts:
         hazards = ", ".join(each.key for each in verdict.hazards)
         if hazards:
