@@ -17,7 +17,8 @@ from alembic import op
 from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
-from app.core.database import is_in_use
+from app.core.database import quote
+from app.core.database_errors import is_in_use
 
 ATTEMPTS_PER_BATCH = 10
 REPORT_EVERY_SECONDS = 10
@@ -67,7 +68,6 @@ class _Batches:
             raise ValueError(f"backfill: there is no table {table}") from None
         if not found.primary_key:
             raise ValueError(f"backfill: {table} has no primary key for the batches to follow")
-        quote = connection.dialect.identifier_preparer.quote
         self.connection = connection
         self.table, self.assignments, self.where = quote(table), assignments, f"({where})"
         self.key = [quote(column.name) for column in found.primary_key]

@@ -14,7 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import doctor, history, seeding
-from app.core.database import connect_when_ready, is_behind_the_models, reason
+from app.core.database import connect_when_ready
+from app.core.database_errors import is_behind_the_models, reason
 from app.models import db
 from app.seeds import SEEDS
 

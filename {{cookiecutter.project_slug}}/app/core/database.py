@@ -4,8 +4,8 @@ import time
 from typing import Any
 
 from flask import Flask
-from psycopg import errors
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
@@ -14,6 +14,10 @@ from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
+
+
+# A name as SQL spells it: quoted where it must be.
+quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
 class DatabaseUnavailable(SystemExit):
@@ -86,22 +90,6 @@ def connect_when_ready(engine: Engine, seconds: float) -> Connection:
         time.sleep(min(0.3, seconds - waited))
 
 
-def reason(error: BaseException) -> str:
-    """The first line of what the server, or else the error itself, says."""
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def is_in_use(error: DBAPIError) -> bool:
-    """True when others held what a statement needed: the same statement may succeed later."""
-    return isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)
-
-
-def is_behind_the_models(error: DBAPIError) -> bool:
-    """True when a statement failed because a table, a column or the schema is not there."""
-    return getattr(error.orig, "sqlstate", None) in ("42P01", "42703", "3F000")
-
-
 def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
     if settings.database_pooled:
         # A pooler in transaction mode refuses start-up options and loses prepared statements.
@@ -137,8 +125,7 @@ def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
 
 
 def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
-    quoted = engine.dialect.identifier_preparer.quote(schema)
-    statement = text(f"SET LOCAL search_path = {quoted}")
+    statement = text(f"SET LOCAL search_path = {quote(schema)}")
 
     @event.listens_for(engine, "begin")
     def set_search_path(connection: Any) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
 from app.core import history
-from app.core.database import DatabaseUnavailable, connect_directly, reason
+from app.core.database import DatabaseUnavailable, connect_directly, quote
+from app.core.database_errors import reason
 from app.core.migrations.autogenerate import Autogenerate
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
@@ -76,7 +77,7 @@ def _without_secret(name: str, value: Any) -> str:
 
 
 def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
-    schema = {"schema": f'"{settings.schema_name}"'}
+    schema = {"schema": quote(settings.schema_name)}
     with connection.begin():
         version = connection.scalar(text("SHOW server_version"))
         database = connection.scalar(text("SELECT current_database() || ' as ' || current_user"))

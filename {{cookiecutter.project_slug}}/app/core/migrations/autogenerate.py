@@ -24,7 +24,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.config import Settings
 from app.core import history
-from app.core.database import reason
+from app.core.database_errors import reason
 from app.core.migrations import model_checks, safe_operations
 from app.core.migrations.safe_operations import Steps
 from app.core.safety import checks

@@ -15,7 +15,8 @@ from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
 from app.core import history
-from app.core.database import connect_directly, is_in_use, reason
+from app.core.database import connect_directly, quote
+from app.core.database_errors import is_in_use, reason
 from app.core.migrations import failures, lock, offline
 from app.core.migrations.autogenerate import Autogenerate
 from app.core.safety import judge
@@ -150,7 +151,7 @@ def _create_schema(connection: Connection, schema: str) -> None:
     except ProgrammingError as error:
         raise CommandError(
             f"Schema {schema} does not exist, and this role may not create it ({reason(error)}). "
-            f'Somebody who may is to run: CREATE SCHEMA "{schema}" AUTHORIZATION the role'
+            f"Somebody who may is to run: CREATE SCHEMA {quote(schema)} AUTHORIZATION the role"
         ) from None
 
 
@@ -167,7 +168,7 @@ def _check_search_path(connection: Connection, schema: str) -> None:
         raise CommandError(
             f"SCHEMA is {schema}, but the server put this connection into {found}. Either a pooler "
             "dropped the option: set DATABASE_URL_MIGRATIONS to a direct URL. Or the role lacks a "
-            f'right: GRANT USAGE, CREATE ON SCHEMA "{schema}" TO …'
+            f"right: GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO …"
         )
 
 
@@ -178,7 +179,6 @@ def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
         connection.execute(text("RESET lock_timeout"))
         if not _command_writes() or history.current(connection) == history.heads():
             return
-        for name in connection.scalars(query, {"schema": f'"{schema}"'}).all():
+        for name in connection.scalars(query, {"schema": quote(schema)}).all():
             log.warning(f"removing the invalid index {name} that an interrupted build left")
-            quoted = connection.dialect.identifier_preparer.quote(name)
-            connection.execute(text(f"DROP INDEX {quoted}"))
+            connection.execute(text(f"DROP INDEX {quote(name)}"))

@@ -6,7 +6,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.core import history
-from app.core.database import reason
+from app.core.database import quote
+from app.core.database_errors import reason
 
 BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
 JOIN_THE_HEADS = 'Join them: flask db merge heads -m "join two branches"'
@@ -24,7 +25,7 @@ def blocker(connection: Connection, statement: str, schema: str) -> str:
         " ORDER BY position(c.relname IN :statement) = 0, a.xact_start LIMIT 1"
     )
     with connection.begin():
-        row = connection.execute(query, {"schema": f'"{schema}"', "statement": statement}).first()
+        row = connection.execute(query, {"schema": quote(schema), "statement": statement}).first()
     if row is None:
         return "a transaction that has ended by now"
     table, pid, age, state, words = row

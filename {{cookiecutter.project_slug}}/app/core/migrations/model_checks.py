@@ -8,6 +8,7 @@ from alembic.operations import ops
 from sqlalchemy import Enum
 
 from app.config import Settings
+from app.core.database import quote
 from app.core.migrations.safe_operations import Steps
 from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
@@ -22,7 +23,9 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     with dry_run(settings) as run:
         name = f"{run.schema}_models"
         run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        run.connection.exec_driver_sql(f'SET LOCAL search_path = {name}, "{settings.schema_name}"')
+        run.connection.exec_driver_sql(
+            f"SET LOCAL search_path = {name}, {quote(settings.schema_name)}"
+        )
         db.metadata.create_all(run.connection, tables, checkfirst=False)
         return (
             catalog.read(run.connection, name),

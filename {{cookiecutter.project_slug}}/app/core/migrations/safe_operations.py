@@ -19,14 +19,12 @@ from alembic.operations import ops
 from alembic.operations.ops import MigrateOperation
 from alembic.util import CommandError
 from sqlalchemy import ForeignKeyConstraint
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
+from app.core.database import quote
 from app.core.safety.catalog import Catalog
 
 LONGEST_NAME = 63
-
-quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
 class OutsideTransaction(MigrateOperation):

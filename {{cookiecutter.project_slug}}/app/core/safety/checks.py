@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database import reason
+from app.core.database_errors import reason
 from app.core.safety import catalog, statements
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import Heard, Observed
@@ -146,7 +146,7 @@ def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) ->
 
 def _failure(error: DBAPIError) -> Hazard:
     diagnosis: Any = getattr(error.orig, "diag", None)
-    if getattr(error.orig, "sqlstate", None) == errors.NotNullViolation.sqlstate:
+    if isinstance(error.orig, errors.NotNullViolation):
         return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
     retyped = RETYPING.search(error.statement or "")
     if retyped and isinstance(error.orig, errors.DatatypeMismatch):

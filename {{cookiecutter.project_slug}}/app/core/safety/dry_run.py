@@ -25,7 +25,8 @@ from sqlalchemy import Connection, Enum, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core.database import connect_directly, reason
+from app.core.database import connect_directly, quote
+from app.core.database_errors import reason
 from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
 from app.core.safety.statements import CONCURRENTLY, DDL, NOT_IN_TRANSACTION, Statement, split
@@ -163,7 +164,7 @@ class DryRun:
         path = (
             self.schema
             if self.settings.production
-            else f'{self.schema}, "{self.settings.schema_name}"'
+            else f"{self.schema}, {quote(self.settings.schema_name)}"
         )
         self.connection.exec_driver_sql(f"CREATE SCHEMA {self.schema}")
         self.connection.exec_driver_sql(f"SET LOCAL search_path = {path}")

@@ -14,7 +14,8 @@ from alembic.util import CommandError
 
 from app.config import Settings
 from app.core import history
-from app.core.database import DatabaseUnavailable, connect_directly, reason
+from app.core.database import DatabaseUnavailable, connect_directly
+from app.core.database_errors import reason
 from app.core.safety import checks, squawk, statements
 from app.core.safety.dry_run import CannotJudge, DryRun, dry_run
 from app.core.safety.hazards import Hazard, without_acknowledged
