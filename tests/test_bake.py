@@ -18,8 +18,8 @@ FILES = """
 Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 app/__init__.py app/config.py app/templates/home.html
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
-app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py app/core/errors.py
-app/core/history.py app/core/logs.py app/core/seeding.py
+app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
+app/core/errors.py app/core/history.py app/core/logs.py app/core/seeding.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/model_checks.py app/core/migrations/offline.py
@@ -35,7 +35,7 @@ app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
+tests/test_errors.py tests/test_health.py tests/test_migrations.py
 tests/test_seeds.py
 """
 
