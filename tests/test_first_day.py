@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -153,6 +154,27 @@ def test_four_starts_at_once(project: Project):
         assert logs.count("Running upgrade") == 1
         assert [server.stop() for server in servers] == [0, 0, 0, 0]
     assert project.postgres_pid() is None
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "shown"), [("::", "[::]"), ("::1", "[::1]"), ("[::1]", "[::1]")])
+def test_it_listens_on_ipv6(ready: Project, host, shown):
+    with ready.starting(HOST=host) as server:
+        server.url = server.url.replace("127.0.0.1", "[::1]")
+        wait_until(server.answers, "it serves over IPv6")
+        port = server.url.rpartition(":")[2]
+        assert f"serving on http://{shown}:{port}" in server.log.read_text()
+        second = ready.run("./init.sh", HOST=host, PORT=port)
+        assert second.returncode == 1
+        assert f"cannot listen on {shown}:{port} (Address already in use)" in second.stdout
+
+
+def test_a_host_that_is_not_this_machine_is_named(ready: Project):
+    for host in ("192.0.2.1", "nowhere.invalid"):
+        result = ready.run("./init.sh", HOST=host, PORT=str(free_port()))
+        assert result.returncode == 1
+        assert f"cannot listen on {host}" in result.stdout
+        assert "Set another HOST" in result.stdout
 
 
 def test_its_tests_say_once_why_none_can_run(project: Project):

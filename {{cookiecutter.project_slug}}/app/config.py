@@ -68,6 +68,11 @@ def _secret_in_production(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _without_brackets(host: str) -> str:
+    """`[::]`, as a URL writes an IPv6 address, is `::`."""
+    return host.removeprefix("[").removesuffix("]")
+
+
 def _schema_name(value: str) -> str:
     if not SCHEMA_NAME.fullmatch(value) or value.startswith("pg_"):
         raise ValueError(
@@ -114,7 +119,7 @@ class Settings(BaseSettings):
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False
     )
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
     log_level: Annotated[
@@ -133,6 +138,12 @@ class Settings(BaseSettings):
     def production(self) -> bool:
         """True when APP_ENV is production."""
         return self.app_env == "production"
+
+    @property
+    def address(self) -> str:
+        """Host and port as a URL writes them: an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 SETTING_NAMES = {

@@ -77,6 +77,15 @@ def test_an_unreadable_url_is_not_printed(url: str) -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "0.0.0.0:80"), ("::", "[::]:80"), ("[::1]", "[::1]:80"), ("db", "db:80")],
+)
+def test_an_ipv6_host_is_in_brackets_once(host: str, address: str) -> None:
+    settings = load_settings(app_env="test", host=host, port=80)
+    assert settings.address == address
+
+
 @pytest.mark.parametrize("name", ["pg_mine", "information_schema", "1st", "a-b", "a" * 64, "a; --"])
 def test_schema_names_that_are_refused(name: str) -> None:
     assert "SCHEMA is " in fault(SCHEMA=name)
