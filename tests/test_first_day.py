@@ -190,6 +190,87 @@ def test_its_tests_say_once_why_none_can_run(project: Project):
     assert "Make it first: flask db init" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ('op.execute("SELECT 1 FROM nowhere")', 'relation "nowhere" does not exist'),
+        ("mistake()", "NameError: name 'mistake' is not defined"),
+    ],
+)
+def test_its_tests_say_once_that_a_migration_fails(project: Project, body, why):
+    revision = ["db", "revision", "-m", "broken", "--rev-id", "20300101000000"]
+    assert project.flask("db", "upgrade").returncode == 0
+    assert project.flask(*revision).returncode == 0
+    (file,) = (project.path / "migrations/versions").glob("*_broken.py")
+    file.write_text(file.read_text().replace("pass", body, 1))
+    for words in ([], ["-n", "2"]):
+        result = project.run(project.python, "-m", "pytest", *words, "tests/test_health.py")
+        assert result.returncode != 0
+        assert result.stdout.count(why) == 1, result.stdout
+        assert "AssertionError" not in result.stdout
+
+
+TESTS_OF_CODE_WITH_THE_ENGINE = """
+import pytest
+from apiflask import APIFlask
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import Author, db
+
+COUNT = select(func.count()).select_from(Author)
+
+
+def add(name: str) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(text("INSERT INTO authors (name) VALUES (:name)"), {"name": name})
+
+
+@pytest.fixture(autouse=True)
+def context(app: APIFlask, session: Session):
+    with app.app_context():
+        yield
+
+
+def test_what_is_committed_stays_until_the_end_of_the_test(session: Session) -> None:
+    assert db.session.scalar(COUNT) == 0
+    add("by the engine")
+    db.session.rollback()
+    session.rollback()
+    assert db.session.scalar(COUNT) == session.scalar(COUNT) == 1
+
+
+def test_nothing_of_another_test_is_left(session: Session) -> None:
+    assert session.scalar(COUNT) == 0
+
+
+def test_what_fails_or_is_not_committed_is_rolled_back(session: Session) -> None:
+    session.add(Author(name="flushed"))
+    session.flush()
+    add("first")
+    with pytest.raises(Exception, match="unique"):
+        add("first")
+    with db.engine.connect() as connection:
+        connection.execute(text("DELETE FROM authors"))
+    session.commit()
+    assert session.scalar(COUNT) == 2
+
+
+def test_a_raw_connection(session: Session) -> None:
+    raw = db.engine.raw_connection()
+    raw.cursor().execute("INSERT INTO authors (name) VALUES ('raw')")
+    raw.commit()
+    raw.close()
+    assert session.scalar(COUNT) == 1
+"""
+
+
+def test_code_that_uses_the_engine_is_in_the_transaction_of_its_test(project: Project):
+    (project.path / "tests/test_engine.py").write_text(TESTS_OF_CODE_WITH_THE_ENGINE)
+    result = project.run(project.python, "-m", "pytest", "tests/test_engine.py")
+    assert "4 passed" in result.stdout, result.stdout
+
+
 def test_a_database_that_is_not_there(project: Project):
     result = project.run(
         "./init.sh",
