@@ -21,7 +21,7 @@ app/core/__init__.py app/core/api.py app/core/autogenerate.py app/core/backfill.
 app/core/catalog.py app/core/commands.py app/core/database.py app/core/doctor.py
 app/core/dry_run.py app/core/embedded.py app/core/errors.py app/core/hazards.py
 app/core/history.py app/core/lint.py app/core/logs.py app/core/migrations.py
-app/core/safe_forms.py app/core/seeding.py app/core/sql.py
+app/core/safe_forms.py app/core/seeding.py app/core/shell.py app/core/sql.py
 app/core/alembic/alembic.ini.mako app/core/alembic/env.py app/core/alembic/script.py.mako
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
