@@ -21,6 +21,7 @@ app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
 app/core/errors.py app/core/history.py app/core/logs.py app/core/seeding.py app/core/shell.py
+app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/model_checks.py app/core/migrations/offline.py
