@@ -37,8 +37,7 @@ app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
-tests/test_seeds.py
+tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
 """
 
 LICENSE_FILES = {
