@@ -22,10 +22,10 @@ from app.core.migrations.autogenerate import Autogenerate
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.core.safety.statements import CONCURRENTLY
+from app.core.waiting import pause_after
 from app.models import db
 
 ATTEMPTS = 12
-
 
 log = structlog.get_logger("migrations")
 
@@ -78,7 +78,7 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
                     "migration that waits."
                 ) from None
             # Committed revisions are in alembic_version and do not run again.
-            pause = min(0.2 * 2**attempt, 5)
+            pause = pause_after(attempt)
             log.warning(f"a table is in use by {by}; trying again in {pause:.1f} s ({attempt})")
             time.sleep(pause)
         else:
