@@ -1,5 +1,6 @@
 """What README.md and docs/ tell people to do, done to the letter in a generated project."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -85,6 +86,20 @@ def test_every_command_of_the_migrations_page(project: Project):
     assert "drop_column('books', 'pages')" in newest_revision(project).read_text()
     shell(project, "uv run flask db check && uv run flask db lint base:head")
     shell(project, "uv run pytest -q tests/test_migrations.py")
+
+
+def test_every_hazard_has_its_line():
+    project = TEMPLATE / "{{cookiecutter.project_slug}}"
+    code = ast.parse((project / "app/core/safety/hazards.py").read_text())
+    (hazards,) = (
+        [ast.literal_eval(key) for key in node.value.keys]
+        for node in code.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HAZARDS"
+    )
+    page = (project / "docs/migrations.md").read_text()
+    lines = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
+    assert len(lines) == len(set(lines))
+    assert set(hazards) <= set(lines)
 
 
 def test_two_heads_are_joined_as_the_page_says(project: Project):
