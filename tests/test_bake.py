@@ -1,4 +1,4 @@
-"""What comes out for each answer: files, syntax, no leftover of the template."""
+"""What each answer produces: the right files, valid syntax, nothing left of the template."""
 
 import ast
 import json
@@ -58,7 +58,7 @@ migrations/versions/0001_initial.py
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
 
-# Every answer that differs from the default, and the files in which it must show.
+# Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
     ("project_name", "Order Desk", {"README.md", "pyproject.toml"}),
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
@@ -124,7 +124,7 @@ def test_every_question_is_asked_for_a_reason():
         assert others == set(choices[1:])
 
 
-def test_the_hooks_know_all_choices():
+def test_the_hooks_know_every_choice():
     def table(hook: str) -> dict[str, object]:
         tree = ast.parse((TEMPLATE / "hooks" / hook).read_text())
         return next(
@@ -146,7 +146,7 @@ PAIRS = [dict(zip(CHOICES, answers, strict=True)) for answers in AllPairs(list(C
 
 @pytest.mark.parametrize("answers", [{}, {"db_schema": "orders"}, *PAIRS], ids=str)
 def test_every_pair_of_answers_gives_whole_files(cookies, answers):
-    """The exact list; every file parses and has no tag of the template left."""
+    """The exact list of files; each parses and has no template tag left."""
     folder = bake(cookies, **answers)
     found = files(folder)
     assert set(found) == expected_files(**answers)
