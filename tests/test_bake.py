@@ -13,24 +13,31 @@ from allpairspy import AllPairs
 from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
-.devcontainer/devcontainer.json .dockerignore .editorconfig .env .env.example .flaskenv
-.gitattributes .gitignore .pre-commit-config.yaml
-Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
-app/__init__.py app/config.py app/templates/home.html
-app/core/__init__.py app/core/api.py app/core/autogenerate.py app/core/backfill.py
-app/core/catalog.py app/core/commands.py app/core/database.py app/core/doctor.py
-app/core/dry_run.py app/core/embedded.py app/core/errors.py app/core/hazards.py
-app/core/history.py app/core/lint.py app/core/logs.py app/core/migrations.py
-app/core/safe_forms.py app/core/seeding.py app/core/shell.py app/core/sql.py
-app/core/alembic/alembic.ini.mako app/core/alembic/env.py app/core/alembic/script.py.mako
+.dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
+.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh
+pyproject.toml
+.devcontainer/devcontainer.json
+app/__init__.py app/config.py
+app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
+app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
+app/core/errors.py app/core/history.py app/core/logs.py app/core/seeding.py app/core/shell.py
+app/core/waiting.py
+app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
+app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
+app/core/migrations/model_checks.py app/core/migrations/offline.py
+app/core/migrations/safe_operations.py app/core/migrations/template/alembic.ini.mako
+app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
+app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
+app/core/safety/dry_run.py app/core/safety/hazards.py app/core/safety/lint.py
+app/core/safety/report.py app/core/safety/squawk.py app/core/safety/statements.py
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
+app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
-tests/test_seeds.py
+tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
 """
 
 LICENSE_FILES = {

@@ -1,4 +1,4 @@
-"""The commands `flask seed …`, `flask db lint`, `flask doctor` and `flask prepare`."""
+"""The commands `flask seed …`, `flask doctor` and `flask prepare`."""
 
 import errno
 import socket
@@ -9,13 +9,13 @@ import click
 import flask_migrate
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
-from flask_migrate.cli import db as flask_db
 from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import doctor, history, lint, seeding
-from app.core.database import connect_when_ready, is_behind_the_models, reason
+from app.core import doctor, history, seeding
+from app.core.database import connect_when_ready
+from app.core.database_errors import is_behind_the_models, reason
 from app.models import db
 from app.seeds import SEEDS
 
@@ -34,27 +34,9 @@ production_option = click.option(
 
 def init_app(app: Flask) -> None:
     """Register the commands."""
-    flask_db.add_command(lint_command)
     app.cli.add_command(doctor_command)
     app.cli.add_command(seed_group)
     app.cli.command("prepare")(prepare)
-
-
-@click.command("lint")
-@click.argument("revision", required=False, metavar="[REVISION|FROM:TO]")
-@click.option("--json", "as_json", is_flag=True, help="Print the report for tools.")
-@with_appcontext
-def lint_command(revision: str | None, as_json: bool) -> None:
-    """Say what a revision would do to a database with users.
-
-    Judges all revisions that the database does not have yet, or those given. They are run in a
-    transaction that is rolled back, in a schema of its own.
-
-    Exit code: 0 clean, 1 hazards, 2 could not judge.
-    """
-    report = lint.report(current_app.config["SETTINGS"], revision)
-    click.echo(report.json() if as_json else report.text())
-    sys.exit(report.exit_code)
 
 
 @seed_group.command("all")

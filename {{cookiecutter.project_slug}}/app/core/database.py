@@ -1,19 +1,25 @@
 """Which database, and how to connect: URL, schema, pool, waiting."""
 
-import time
 from typing import Any
 
+import structlog
 from flask import Flask
-from psycopg import errors
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
 from app.core import embedded
+from app.core.waiting import at_most_every, tries
 from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
+
+log = structlog.get_logger("database")
+
+# A name as SQL spells it: quoted where it must be. Named parameters: with others it doubles a %.
+quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
 class DatabaseUnavailable(SystemExit):
@@ -66,40 +72,20 @@ def connect_directly(
 def connect_when_ready(engine: Engine, seconds: float) -> Connection:
     """The first connection that succeeds; `DatabaseUnavailable` when there is none in time."""
     where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
-    started = time.monotonic()
-    next_report = 0.0
-    while True:
+    report = at_most_every(REPORT_EVERY_SECONDS, log.info)
+    for waited in tries(seconds, pause=0.3):
         try:
             return engine.connect()
         except DBAPIError as error:
-            reason = " ".join(str(error.orig).split())
-            worth_waiting = isinstance(error, OperationalError)
-        waited = time.monotonic() - started
-        if waited >= seconds or not worth_waiting:
-            raise DatabaseUnavailable(
-                f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
-                f"{reason}\nIs the database running, and is DATABASE_URL right?"
-            )
-        if waited >= next_report:
-            next_report = waited + REPORT_EVERY_SECONDS
-            print(f"waiting for the database at {where}, {waited:.0f} s: {reason}", flush=True)
-        time.sleep(min(0.3, seconds - waited))
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what the server, or else the error itself, says."""
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def is_in_use(error: DBAPIError) -> bool:
-    """True when others held what a statement needed: the same statement may succeed later."""
-    return isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)
-
-
-def is_behind_the_models(error: DBAPIError) -> bool:
-    """True when a statement failed because a table, a column or the schema is not there."""
-    return getattr(error.orig, "sqlstate", None) in ("42P01", "42703", "3F000")
+            why = " ".join(str(error.orig).split())
+            if not isinstance(error, OperationalError):
+                break
+        if waited < seconds:
+            report(f"waiting for the database at {where}, {waited:.0f} s: {why}")
+    raise DatabaseUnavailable(
+        f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
+        f"{why}\nIs the database running, and is DATABASE_URL right?"
+    )
 
 
 def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
@@ -137,8 +123,7 @@ def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
 
 
 def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
-    quoted = engine.dialect.identifier_preparer.quote(schema)
-    statement = text(f"SET LOCAL search_path = {quoted}")
+    statement = text(f"SET LOCAL search_path = {quote(schema)}")
 
     @event.listens_for(engine, "begin")
     def set_search_path(connection: Any) -> None:

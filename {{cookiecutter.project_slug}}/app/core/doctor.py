@@ -11,10 +11,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
-from app.core import history, lint
-from app.core.autogenerate import Autogenerate
-from app.core.catalog import INVALID_INDEXES
-from app.core.database import DatabaseUnavailable, connect_directly, reason
+from app.core import history
+from app.core.database import DatabaseUnavailable, connect_directly, quote
+from app.core.database_errors import reason
+from app.core.migrations.autogenerate import Autogenerate
+from app.core.safety import judge
+from app.core.safety.catalog import INVALID_INDEXES
 from app.models import db
 
 PAGE = "docs/recovery.md"
@@ -75,7 +77,7 @@ def _without_secret(name: str, value: Any) -> str:
 
 
 def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
-    schema = {"schema": f'"{settings.schema_name}"'}
+    schema = {"schema": quote(settings.schema_name)}
     with connection.begin():
         version = connection.scalar(text("SHOW server_version"))
         database = connection.scalar(text("SELECT current_database() || ' as ' || current_user"))
@@ -125,7 +127,7 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
     with connection.begin():
         out_of_sync = not at and history.tables_of_models(connection)
     yield Line("revision", found, "Database out of sync" if out_of_sync else "")
-    report = lint.lint(settings, None, at)
+    report = judge(settings, None, at)
     for verdict in report.verdicts:
         hazards = ", ".join(each.key for each in verdict.hazards)
         if hazards:

@@ -13,7 +13,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException
 
-from app.core.database import is_behind_the_models, reason
+from app.core.database_errors import is_behind_the_models, reason
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"

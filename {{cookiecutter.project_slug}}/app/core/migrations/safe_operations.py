@@ -19,14 +19,12 @@ from alembic.operations import ops
 from alembic.operations.ops import MigrateOperation
 from alembic.util import CommandError
 from sqlalchemy import ForeignKeyConstraint
-from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.sql.elements import conv
 
-from app.core.catalog import Catalog
+from app.core.database import quote
+from app.core.safety.catalog import Catalog
 
 LONGEST_NAME = 63
-
-quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
 class OutsideTransaction(MigrateOperation):
@@ -40,7 +38,7 @@ class OutsideTransaction(MigrateOperation):
         return OutsideTransaction(self.downs, self.ups)
 
 
-class Statement(ops.ExecuteSQLOp):
+class ReversibleSQL(ops.ExecuteSQLOp):
     """A statement, and how to undo it; None where there is nothing to undo."""
 
     def __init__(self, statement: str, opposite: str | None = None) -> None:
@@ -50,7 +48,7 @@ class Statement(ops.ExecuteSQLOp):
     def reverse(self) -> MigrateOperation:
         """The way back."""
         assert self.opposite is not None
-        return Statement(self.opposite)
+        return ReversibleSQL(self.opposite)
 
 
 def source(migration: MigrationContext, operation: Any) -> str:
@@ -67,8 +65,8 @@ def _render_outside_transaction(context: AutogenContext, block: OutsideTransacti
     return f"with op.get_context().autocommit_block():\n    {body}"
 
 
-@renderers.dispatch_for(Statement)
-def _render_statement(_context: AutogenContext, statement: Statement) -> str:
+@renderers.dispatch_for(ReversibleSQL)
+def _render_sql(_context: AutogenContext, statement: ReversibleSQL) -> str:
     return f"op.execute({str(statement.sqltext)!r})"
 
 
@@ -115,7 +113,7 @@ def steps(upgrade: ops.UpgradeOps, database: Catalog, schema: str) -> Steps:
                 result.change.append(each)
                 name = quote(str(each.constraint_name))
                 statement = f"ALTER TABLE {quote(table)} VALIDATE CONSTRAINT {name}"
-                result.validation.insert(0, Statement(statement))
+                result.validation.insert(0, ReversibleSQL(statement))
             case ops.AlterColumnOp(modify_nullable=False):
                 oid = database.table_id(table, schema)
                 proof = f"CHECK (({quote(each.column_name)} IS NOT NULL))"
@@ -133,7 +131,7 @@ def undone(operations: list[Any]) -> list[Any]:
     return [
         each.reverse()
         for each in reversed(operations)
-        if not (isinstance(each, Statement) and each.opposite is None)
+        if not (isinstance(each, ReversibleSQL) and each.opposite is None)
     ]
 
 
@@ -144,7 +142,7 @@ def let_go(names: set[str], database: Catalog, schema: str) -> Iterator[Any]:
         found = database.columns_of(database.table_id(table, schema)).get(column)
         if found is not None and found.required and found.default is None:
             start = f"ALTER TABLE {quote(table)} ALTER COLUMN {quote(column)}"
-            yield Statement(f"{start} DROP NOT NULL", f"{start} SET NOT NULL")
+            yield ReversibleSQL(f"{start} DROP NOT NULL", f"{start} SET NOT NULL")
 
 
 def _flat(upgrade: ops.OpContainer) -> Iterator[Any]:
@@ -237,7 +235,7 @@ def _add_unique(result: Steps, add: ops.CreateUniqueConstraintOp) -> None:
     if add.kw.get("initially"):
         statement += f" INITIALLY {add.kw['initially']}"
     undo = f"ALTER TABLE {table} DROP CONSTRAINT {quoted}"
-    result.validation.append(Statement(statement, undo))
+    result.validation.append(ReversibleSQL(statement, undo))
 
 
 def _set_not_null(result: Steps, alter: ops.AlterColumnOp) -> None:
@@ -262,11 +260,11 @@ def _set_not_null(result: Steps, alter: ops.AlterColumnOp) -> None:
     check = ops.CreateCheckConstraintOp(name, table, condition, postgresql_not_valid=True)
     result.change.append(check)
     start = f"ALTER TABLE {quote(table)}"
-    result.validation.insert(0, Statement(f"{start} VALIDATE CONSTRAINT {quote(name)}"))
+    result.validation.insert(0, ReversibleSQL(f"{start} VALIDATE CONSTRAINT {quote(name)}"))
     set_it, undo = (
         f"{start} ALTER COLUMN {quote(column)} {what} NOT NULL" for what in ("SET", "DROP")
     )
-    result.validation.append(Statement(set_it, undo))
+    result.validation.append(ReversibleSQL(set_it, undo))
     drop = f"{start} DROP CONSTRAINT {quote(name)}"
     add = f"{start} ADD CONSTRAINT {quote(name)} CHECK ({condition}) NOT VALID"
-    result.validation.append(Statement(drop, add))
+    result.validation.append(ReversibleSQL(drop, add))

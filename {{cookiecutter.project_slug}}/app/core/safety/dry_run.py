@@ -7,8 +7,9 @@ on; its catalog before and after tells the rest, whatever the statements look li
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import alembic.context
 import alembic.op
@@ -18,16 +19,17 @@ from alembic.operations import Operations
 from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import Script, ScriptDirectory
-from psycopg import Cursor, errors
+from psycopg import Cursor
 from sqlalchemy import Column as ModelColumn
 from sqlalchemy import Connection, Enum, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import catalog, sql
-from app.core.catalog import Catalog
-from app.core.database import connect_directly, reason
-from app.core.hazards import Hazard, unique
+from app.core.database import connect_directly, quote
+from app.core.database_errors import reason
+from app.core.safety import catalog
+from app.core.safety.catalog import Catalog
+from app.core.safety.statements import CONCURRENTLY, DDL, NOT_IN_TRANSACTION, Statement, split
 from app.models import db
 
 MESSAGES = {
@@ -36,18 +38,50 @@ MESSAGES = {
     "validating": re.compile(r'validating foreign key constraint "(?P<item>[^"]+)"'),
     "building": re.compile(r'building index "(?P<item>[^"]+)" on table "(?P<table>[^"]+)"'),
 }
-RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
 STRONG_LOCKS = (
     "SELECT relation FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND mode"
     " IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
 )
 
 Work = Callable[[], object]
-Columns = dict[str, catalog.Column]
 
 
 class CannotJudge(Exception):  # noqa: N818 - a verdict, not a mistake
     """No verdict, and why."""
+
+
+class Heard(NamedTuple):
+    """A message of the server about a table that was there before the revision.
+
+    `kind` is a key of MESSAGES, `item` a constraint or an index; the catalogs are those before and
+    after the statement; `locked`: the revision stops others at the table besides this statement.
+    """
+
+    kind: str
+    table: int
+    item: str
+    statement: Statement
+    before: Catalog
+    after: Catalog
+    locked: bool
+
+    @property
+    def validates(self) -> bool:
+        """True for VALIDATE CONSTRAINT, which reads all rows and stops nobody by itself."""
+        return "validate constraint" in self.statement.text.lower()
+
+
+@dataclass
+class Observed:
+    """What one revision sent, what the server said, and the catalogs before and after it."""
+
+    before: Catalog
+    after: Catalog
+    # The names of the tables that were there before, as a statement may call them.
+    existing: set[str]
+    statements: list[Statement] = field(default_factory=list)
+    heard: list[Heard] = field(default_factory=list)
+    failures: list[DBAPIError] = field(default_factory=list)
 
 
 class DryRun:
@@ -58,17 +92,19 @@ class DryRun:
         self.settings = settings
         # No two dry runs wait for each other's schema.
         self.schema = f"dry_run_{connection.scalar(text('SELECT pg_backend_pid()'))}"
-        self.statements: list[sql.Statement] = []
         # The labels that the history gave to each enum column, by (table, column).
         self.labels: dict[tuple[str, str], list[str]] = {}
-        self._heard: list[str] = []
-        self._found: list[Hazard] = []
+        self._messages: list[str] = []
         self._listening = False
         self._autocommit = False
-        self._before = self._latest = Catalog({}, {}, {}, {}, {}, {})
+        nothing = Catalog({}, {}, {}, {}, {}, {})
+        self.observed = Observed(nothing, nothing, set())
+        self._latest = nothing
         self._locked: set[int] = set()
         driver: Any = connection.connection.driver_connection
-        driver.add_notice_handler(lambda notice: self._heard.append(notice.message_primary or ""))
+        driver.add_notice_handler(
+            lambda notice: self._messages.append(notice.message_primary or "")
+        )
         # Beneath SQLAlchemy, because a revision may take a cursor of the driver.
         self._rollback = driver.rollback
         driver.commit = driver.rollback = lambda: None
@@ -93,11 +129,13 @@ class DryRun:
             self.connection.rollback()
             self._rollback()
 
-    def observe(self, works: Iterable[Work]) -> list[Hazard]:
-        """Run the parts of one revision; a part that fails is a hazard, and the next ones go on."""
-        self._before = self._latest = self.catalog()
+    def observe(self, works: Iterable[Work]) -> Observed:
+        """Run the parts of one revision; after a part that fails the next ones go on."""
+        before = self._latest = self.catalog()
         self._locked = set(self.connection.scalars(text(STRONG_LOCKS)))
-        self._found, self.statements = [], []
+        schemas = self.schema, self.settings.schema_name
+        existing = {each.name for each in before.tables.values() if each.schema in schemas}
+        self.observed = Observed(before, before, existing)
         for work in works:
             self.connection.exec_driver_sql("SAVEPOINT part")
             try:
@@ -107,21 +145,11 @@ class DryRun:
             except DBAPIError as error:
                 self._listening = False
                 self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
-                self._found.append(_failure(error))
+                self.observed.failures.append(error)
             finally:
                 self._listening = self._autocommit = False
-        after = self.catalog()
-        existing = {
-            table.name
-            for table in self._before.tables.values()
-            if table.schema in (self.schema, self.settings.schema_name)
-        }
-        found = [
-            *self._found,
-            *_differences(self._before, after),
-            *sql.hazards(self.statements, existing),
-        ]
-        return unique(found)
+        self.observed.after = self.catalog()
+        return self.observed
 
     def catalog(self) -> Catalog:
         """What is there now."""
@@ -136,7 +164,7 @@ class DryRun:
         path = (
             self.schema
             if self.settings.production
-            else f'{self.schema}, "{self.settings.schema_name}"'
+            else f"{self.schema}, {quote(self.settings.schema_name)}"
         )
         self.connection.exec_driver_sql(f"CREATE SCHEMA {self.schema}")
         self.connection.exec_driver_sql(f"SET LOCAL search_path = {path}")
@@ -188,98 +216,50 @@ class DryRun:
 
     def _prepared(self, statement: str) -> Any:
         """The statement without what would end the transaction or can not run in one."""
-        commands = sql.split(statement)
+        commands = split(statement)
         if self._listening:
-            self.statements += [sql.Statement(each, self._autocommit) for each in commands]
-            self._heard.clear()
-        runnable = [each for each in commands if not sql.NOT_IN_TRANSACTION.match(each)]
-        concurrent = any(sql.CONCURRENTLY.search(each) for each in runnable)
+            self.observed.statements += [Statement(each, self._autocommit) for each in commands]
+            self._messages.clear()
+        runnable = [each for each in commands if not NOT_IN_TRANSACTION.match(each)]
+        concurrent = any(CONCURRENTLY.search(each) for each in runnable)
         if len(runnable) == len(commands) and not concurrent:
             return statement
         plain = [
-            each
-            if sql.Statement(each, False).is_block
-            else re.sub(r"(?i)\bconcurrently\b", "", each)
+            each if Statement(each, False).is_block else re.sub(r"(?i)\bconcurrently\b", "", each)
             for each in runnable
         ]
         return "; ".join(plain) or "SELECT 1"
 
     def _after_statement(self) -> None:
-        heard = [found for message in self._heard if (found := _understood(message))]
-        self._heard.clear()
-        changes = self.statements and (
-            sql.DDL.match(self.statements[-1].text) or self.statements[-1].is_block
-        )
+        heard = [found for message in self._messages if (found := _understood(message))]
+        self._messages.clear()
+        ran = self.observed.statements
+        changes = ran and (DDL.match(ran[-1].text) or ran[-1].is_block)
         if self._listening and (heard or changes):
             self._listening = False
             now = self.catalog()
             rewritten = {table for kind, table, _ in heard if kind == "rewriting"}
             for kind, table, item in heard:
                 if kind == "rewriting" or table not in rewritten:
-                    self._found += self._judge(kind, table, item, now)
+                    self._note(kind, table, item, now)
             self._latest = now
             self._listening = True
 
-    def _judge(self, kind: str, table: str, item: str, now: Catalog) -> Iterator[Hazard]:
-        """What one message of the server means for a table that was there before the revision."""
+    def _note(self, kind: str, table: str, item: str, now: Catalog) -> None:
         constraint = next(
             (
                 found
-                for oid, found in now.constraints.items()
-                if found.name == item and found.table in self._before.tables
+                for found in now.constraints.values()
+                if found.name == item and found.table in self.observed.before.tables
             ),
             None,
         )
         oid = self._visible(table) if table else constraint and constraint.table
-        if oid not in self._before.tables:
-            return
-        table = now.tables[oid].name
-        old, new = self._latest.columns_of(oid), now.columns_of(oid)
-        validates = "validate constraint" in self.statements[-1].text.lower()
-        match kind:
-            case "verifying" | "validating" if validates:
-                if self._locked_by_this_revision(oid):
-                    yield Hazard("validate-with-ddl", table)
-            case "rewriting":
-                found = [*_added_with_a_rewrite(table, old, new), *_retyped(table, old, new)]
-                yield from found or [Hazard("table-rewrite", table)]
-            case "verifying":
-                known = set(self._latest.constraints)
-                required = [
-                    name
-                    for name in old.keys() & new.keys()
-                    if new[name].required and not old[name].required
-                ]
-                checks = [
-                    each.name
-                    for number, each in now.constraints.items()
-                    if number not in known and each.table == oid and each.kind == "c"
-                ]
-                added = [name for name in new if name not in old and new[name].required]
-                yield from (Hazard("set-not-null", table, name) for name in required)
-                yield from (Hazard("check-constraint", table, name) for name in checks)
-                if not required and not checks and not added:
-                    yield Hazard("table-scan", table)
-            case "validating":
-                yield Hazard("foreign-key", table, item)
-            case "building":
-                yield from self._judge_build(oid, table, item, now)
-
-    def _judge_build(self, oid: int, table: str, item: str, now: Catalog) -> Iterator[Hazard]:
-        """An index that is new, or that a REINDEX or a change of type builds again."""
-        added = [each for each in now.constraints if each not in self._latest.constraints]
-        if any(now.constraints[each].name == item for each in added):
-            if any(now.constraints[each][1:3] == (item, "u") for each in added):
-                yield Hazard("unique-constraint", table, item)
-            return
-        old, new = self._latest.columns_of(oid), now.columns_of(oid)
-        yield from _retyped(table, old, new)
-        known = {each.name for each in self._latest.indexes_of(oid)}
-        known |= {each.name for each in self._latest.constraints_of(oid)}
-        words = self.statements[-1].text
-        rebuilt = re.match(r"(?i)\s*reindex\b", words)
-        if (item not in known or rebuilt) and not sql.CONCURRENTLY.search(words):
-            yield Hazard("index-build", table, item)
+        if oid in self.observed.before.tables:
+            locked = self._locked_by_this_revision(oid)
+            statement = self.observed.statements[-1]
+            heard = Heard(kind, oid, item, statement, self._latest, now, locked)
+            self.observed.heard.append(heard)
 
     def _visible(self, table: str) -> int | None:
         query = text("SELECT to_regclass(quote_ident(:name))::oid")
@@ -290,14 +270,14 @@ class DryRun:
         if table not in set(self.connection.scalars(text(STRONG_LOCKS))):
             return False
         if self._autocommit:
-            return self.statements[-1].is_block
+            return self.observed.statements[-1].is_block
         if table not in self._locked:
             return True
         # Locked since an earlier revision of this dry run: then only the words can tell.
         name = self._latest.tables[table].name
         return any(
             re.search(rf"(?i)\balter\s+table\b[^;]*\b{re.escape(name)}\b(?!\W*validate)", each.text)
-            for each in self.statements
+            for each in self.observed.statements
         )
 
 
@@ -318,20 +298,6 @@ def dry_run(settings: Settings) -> Iterator[DryRun]:
             yield run
         finally:
             run.undo()
-
-
-def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
-    """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
-    tables = [table for table in db.metadata.tables.values() if table.schema is None]
-    with dry_run(settings) as run:
-        name = f"{run.schema}_models"
-        run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        run.connection.exec_driver_sql(f'SET LOCAL search_path = {name}, "{settings.schema_name}"')
-        db.metadata.create_all(run.connection, tables, checkfirst=False)
-        return (
-            catalog.read(run.connection, name),
-            catalog.read(run.connection, settings.schema_name),
-        )
 
 
 @contextmanager
@@ -384,76 +350,3 @@ def typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
         yield operation.table_name, operation.column.name, operation.column.type
     elif isinstance(operation, AlterColumnOp) and operation.modify_type is not None:
         yield operation.table_name, operation.column_name, operation.modify_type
-
-
-def _added_with_a_rewrite(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
-    for name in new.keys() - old.keys():
-        column = new[name]
-        if column.identity or "nextval(" in (column.default or ""):
-            yield Hazard("identity-column", table, name)
-        elif column.generated == "s":
-            yield Hazard("generated-column", table, name)
-        elif "(" in (column.default or ""):
-            yield Hazard("volatile-default", table, name, str(column.default))
-
-
-def _retyped(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
-    for name in old.keys() & new.keys():
-        if old[name].type != new[name].type:
-            detail = f" from {old[name].type} to {new[name].type}"
-            yield Hazard("type-change", table, name, detail)
-
-
-def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
-    """What happened to the tables that were there before."""
-    for oid in before.schemas.keys() - after.schemas.keys():
-        yield Hazard("schema-drop", item=before.schemas[oid])
-    for oid, table in before.tables.items():
-        if oid not in after.tables:
-            yield Hazard("table-drop", table.name)
-        else:
-            if after.tables[oid] != table:
-                new_name = ".".join(after.tables[oid])
-                yield Hazard("table-rename", table.name, detail=f": {new_name}")
-            yield from _table_differences(oid, table.name, before, after)
-    for oid, enum in before.enums.items():
-        now = after.enums.get(oid) or next(
-            (each for each in after.enums.values() if each[:2] == enum[:2]), None
-        )
-        for label in sorted(set(enum.labels) - set(now.labels)) if now else []:
-            yield Hazard("enum-value-removed", item=enum.name, detail=label)
-
-
-def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) -> Iterator[Hazard]:
-    columns, columns_now = before.columns.get(oid, {}), after.columns.get(oid, {})
-    for number, column in columns.items():
-        now = columns_now.get(number)
-        if now is None:
-            yield Hazard("column-drop", table, column.name)
-        elif now.name != column.name:
-            yield Hazard("column-rename", table, column.name, f": {now.name}")
-    for number, column in columns_now.items():
-        was = columns.get(number)
-        filled = column.default is not None or column.identity or column.generated
-        if was is None and column.required and not filled:
-            yield Hazard("required-column", table, column.name)
-        if column.type == "json" and (was is None or was.type != "json"):
-            yield Hazard("json-column", table, column.name)
-    key, key_now = (each.primary_key_of(oid) for each in (before, after))
-    if key != key_now:
-        detail = f": {key or 'none'} becomes {key_now or 'none'}"
-        yield Hazard("primary-key", table, detail=detail)
-    for number, constraint in after.constraints.items():
-        if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
-            yield Hazard("exclusion-constraint", table, constraint.name)
-
-
-def _failure(error: DBAPIError) -> Hazard:
-    diagnosis: Any = getattr(error.orig, "diag", None)
-    if getattr(error.orig, "sqlstate", None) == errors.NotNullViolation.sqlstate:
-        return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
-    retyped = RETYPING.search(error.statement or "")
-    if retyped and isinstance(error.orig, errors.DatatypeMismatch):
-        detail = f" (the server says: {reason(error)})"
-        return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
-    return Hazard("fails", detail=reason(error))

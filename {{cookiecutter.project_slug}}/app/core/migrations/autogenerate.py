@@ -5,7 +5,6 @@ difference stays unseen; what it does when the new revisions run; and what is th
 """
 
 from collections.abc import Callable, Iterator
-from difflib import SequenceMatcher
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from pprint import pformat
@@ -20,16 +19,18 @@ from alembic.migration import MigrationContext
 from alembic.operations import ops
 from alembic.operations.ops import DowngradeOps, DropTableOp, MigrationScript, UpgradeOps
 from alembic.util import CommandError
-from sqlalchemy import Column, DefaultClause, Enum, text
+from sqlalchemy import Column, DefaultClause, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.config import Settings
-from app.core import dry_run, history, safe_forms
-from app.core.catalog import Catalog
-from app.core.database import reason
-from app.core.dry_run import CannotJudge
-from app.core.hazards import Hazard, unique, without_acknowledged
-from app.core.safe_forms import Steps
+from app.core import history
+from app.core.database_errors import reason
+from app.core.migrations import model_checks, safe_operations
+from app.core.migrations.safe_operations import Steps
+from app.core.safety import checks
+from app.core.safety.catalog import Catalog
+from app.core.safety.dry_run import CannotJudge, dry_run
+from app.core.safety.hazards import Hazard, unique, without_acknowledged
 from app.models import Base, db
 
 log = structlog.get_logger("migrations")
@@ -60,7 +61,7 @@ class Autogenerate:
     def catalogs(self) -> tuple[Catalog, Catalog]:
         """What the models would build, and what the schema holds now."""
         try:
-            return dry_run.at_models(self.settings)
+            return model_checks.at_models(self.settings)
         except OperationalError:
             raise  # a table is in use
         except SQLAlchemyError as error:
@@ -122,10 +123,10 @@ class Autogenerate:
         # From here on SQL is text in a file, where the driver's doubled % would stay doubled.
         migration.dialect.identifier_preparer._double_percents = False
         _, database = self.catalogs
-        steps = safe_forms.steps(upgrade, database, self.settings.schema_name)
+        steps = safe_operations.steps(upgrade, database, self.settings.schema_name)
         before = history.ancestors(context.script, context.script.get_heads())
         let_go = unused_columns() - history.unused_columns(before)
-        steps.change += safe_forms.let_go(let_go, database, self.settings.schema_name)
+        steps.change += safe_operations.let_go(let_go, database, self.settings.schema_name)
         hazards, records = self._judge(steps, before, migration)
         acknowledged = _acknowledged_on_the_command_line(hazards)
         left = without_acknowledged(hazards, acknowledged)
@@ -156,25 +157,30 @@ class Autogenerate:
     ) -> tuple[list[Hazard], list[Any]]:
         """The hazards of the change, and operations that record what no table shows."""
         models, _ = self.catalogs
-        hazards = [*native_enums(steps)]
-        with dry_run.dry_run(self.settings) as run:
+        hazards = [*model_checks.native_enums(steps)]
+        with dry_run(self.settings) as run:
             try:
                 run.start(before, at_current=True)
             except CannotJudge as error:
                 raise CommandError(f"The change can not be judged: {error}") from None
-            removed = [*removed_enum_values(run.labels)]
+            removed = [*model_checks.removed_enum_values(run.labels)]
             for _, operations in steps.revisions():
-                hazards += run.observe(_running(migration, each) for each in operations)
+                works = (_running(migration, each) for each in operations)
+                hazards += checks.hazards(run.observe(works))
             # Where something failed, what is missing after it is no second finding.
             if not any(each.name == "fails" for each in hazards):
                 known = {each.where for each in hazards}
-                hazards += [each for each in blind_spots(models, run) if each.where not in known]
+                hazards += [
+                    each
+                    for each in model_checks.blind_spots(models, run)
+                    if each.where not in known
+                ]
         if any(each.name == "native-enum" for each in hazards):
             hazards = [each for each in hazards if each.name != "fails"]
         dropped = history.unused_columns(before)
         hazards += [hazard for hazard, _ in removed]
         kept = [
-            looks_like_a_rename(each, steps)
+            model_checks.looks_like_a_rename(each, steps)
             for each in hazards
             if not (each.name == "column-drop" and each.where in dropped)
         ]
@@ -205,137 +211,8 @@ def drop_children_first(upgrade: UpgradeOps) -> None:
     upgrade.ops = [*others, *(drops[name] for name in children_first)]
 
 
-def blind_spots(models: Catalog, run: dry_run.DryRun) -> Iterator[Hazard]:
-    """What the models say and the change does not do, because Alembic does not see it."""
-    now = run.catalog()
-    for oid, table in models.tables.items():
-        there = run.table_id(now, table.name)
-        if there is None:
-            continue
-        wanted, found = models.columns_of(oid), now.columns_of(there)
-        for name in wanted.keys() & found.keys():
-            # Which column counts by itself is a matter of the primary key.
-            if "nextval(" in (found[name].default or "") and wanted[name].default is None:
-                continue
-            if wanted[name] != found[name]:
-                says = ", ".join(
-                    f"{what} {value!r} where the database has {getattr(found[name], what)!r}"
-                    for what, value in wanted[name]._asdict().items()
-                    if value != getattr(found[name], what)
-                )
-                yield Hazard("unseen-change", table.name, name, says)
-        yield from _constraint_differences(table.name, oid, there, models, now)
-        builds = {each.definition: each.name for each in models.indexes_of(oid)}
-        for definition in builds.keys() - {each.definition for each in now.indexes_of(there)}:
-            yield Hazard("unseen-change", table.name, builds[definition], definition)
-    for enum in models.enums.values():
-        same = [each for each in now.enums.values() if each.name == enum.name]
-        if same and enum.labels not in [each.labels for each in same]:
-            labels = ", ".join(enum.labels), ", ".join(same[0].labels)
-            detail = f" with the values {labels[0]}, where the database has {labels[1]}"
-            yield Hazard("native-enum", item=enum.name, detail=detail)
-
-
-def native_enums(steps: Steps) -> Iterator[Hazard]:
-    """Columns of a native enum type that this change adds."""
-    for each in steps.change:
-        for table, column, type_ in dry_run.typed_columns(each):
-            if isinstance(type_, Enum) and type_.native_enum:
-                yield Hazard("native-enum", table, column)
-
-
-def removed_enum_values(labels: dict[tuple[str, str], list[str]]) -> Iterator[tuple[Hazard, Any]]:
-    """Values that the history knows and the models do not, each with what records the change."""
-    for (table, name), known in labels.items():
-        model = db.metadata.tables.get(table)
-        column = None if model is None else model.columns.get(name)
-        if column is None or not isinstance(column.type, Enum) or column.type.native_enum:
-            continue
-        lost = [label for label in known if label not in column.type.enums]
-        if lost:
-            before = Enum(*known, name=column.type.name, native_enum=False, length=64)
-            record = ops.AlterColumnOp(
-                table,
-                name,
-                existing_type=before,
-                existing_nullable=column.nullable,
-                modify_type=column.type,
-            )
-            yield Hazard("enum-value-removed", table, name, ", ".join(lost)), record
-
-
-def looks_like_a_rename(hazard: Hazard, steps: Steps) -> Hazard:
-    """The hazard, which says so where a drop stands beside an add that is like it."""
-    if hazard.name == "column-drop":
-        alike = [*_columns_like(hazard, steps)]
-    elif hazard.name == "table-drop":
-        alike = [*_tables_like(hazard, steps)]
-    else:
-        return hazard
-    if not alike:
-        return hazard
-    detail = (
-        f", and the new {' or '.join(alike)} looks like it under another name: Alembic writes a "
-        "rename as a drop and an add, and what was in it is lost"
-    )
-    return Hazard(hazard.name, hazard.table, hazard.item, detail)
-
-
-def _columns_like(hazard: Hazard, steps: Steps) -> Iterator[str]:
-    dropped = next(
-        each.to_column()
-        for each in steps.change
-        if isinstance(each, ops.DropColumnOp)
-        and (each.table_name, each.column_name) == (hazard.table, hazard.item)
-    )
-    for each in steps.change:
-        if isinstance(each, ops.AddColumnOp) and each.table_name == hazard.table:
-            same_type = each.column.type._type_affinity is dropped.type._type_affinity
-            if same_type or _alike(each.column.name, dropped.name):
-                yield each.column.name
-
-
-def _tables_like(hazard: Hazard, steps: Steps) -> Iterator[str]:
-    dropped = next(
-        {column.name for column in each.to_table().columns}
-        for each in steps.change
-        if isinstance(each, ops.DropTableOp) and each.table_name == hazard.table
-    )
-    for each in steps.change:
-        if isinstance(each, ops.CreateTableOp):
-            columns = {column.name for column in each.to_table().columns}
-            if columns == dropped or _alike(each.table_name, hazard.table):
-                yield each.table_name
-
-
-def _constraint_differences(
-    table: str, oid: int, there: int, models: Catalog, now: Catalog
-) -> Iterator[Hazard]:
-    wanted, found = models.constraints_of(oid), now.constraints_of(there)
-    have = {each.definition for each in found}
-    for constraint in wanted:
-        if constraint.definition in have:
-            continue
-        if constraint.kind == "p":
-            was = now.primary_key_of(there) or "none"
-            detail = f": {was} becomes {constraint.definition}"
-            yield Hazard("primary-key", table, detail=detail)
-        elif constraint.kind == "x":
-            yield Hazard("exclusion-constraint", table, constraint.name)
-        else:
-            yield Hazard("unseen-change", table, constraint.name, constraint.definition)
-    says = {each.definition for each in wanted}
-    for constraint in found:
-        if constraint.kind == "x" and constraint.definition not in says:
-            yield Hazard("unseen-change", table, constraint.name, "that it is not there")
-
-
-def _alike(one: str, other: str) -> bool:
-    return SequenceMatcher(None, one, other).ratio() > 0.6
-
-
 def _running(migration: MigrationContext, operation: Any) -> Callable[[], object]:
-    code = safe_forms.source(migration, operation)
+    code = safe_operations.source(migration, operation)
     return lambda: exec(code, {"op": alembic.op, "sa": sqlalchemy})
 
 
@@ -345,7 +222,10 @@ def _write(
     """One revision file per part; what the user said of the change stands in the first."""
     first = previous = directives[0]
     for number, (word, operations) in enumerate(parts):
-        upgrade, downgrade = UpgradeOps(operations), DowngradeOps(safe_forms.undone(operations))
+        upgrade, downgrade = (
+            UpgradeOps(operations),
+            DowngradeOps(safe_operations.undone(operations)),
+        )
         if number == 0:
             first.upgrade_ops, first.downgrade_ops = upgrade, downgrade
             continue

@@ -248,8 +248,3 @@ def without_acknowledged(
         for hazard in hazards
         if not (acknowledged.get(hazard.key) or acknowledged.get(hazard.name))
     ]
-
-
-def described(hazards: Iterable[Hazard]) -> str:
-    """The hazards for people, one paragraph each."""
-    return "\n".join(f"\n  {h.key}\n    {h.happens}\n    Safe: {h.recipe}" for h in hazards)

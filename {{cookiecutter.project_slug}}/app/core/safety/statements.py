@@ -1,10 +1,17 @@
-"""Rules on the text of a revision's statements: what the server can not say in a dry run."""
+"""The statements of a revision, and rules on their text: what no server can say in a dry run."""
 
+import io
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from app.core.hazards import Hazard
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import Script
+
+from app.core.safety.hazards import Hazard
+from app.models import db
 
 NAME = r'("[^"]+"|\w+)(?:\.("[^"]+"|\w+))?'
 PARTS = re.compile(
@@ -81,6 +88,34 @@ def split(sql: str) -> list[str]:
         else:
             commands[-1] += " " if part["comment"] else part[0]
     return [command.strip() for command in commands if command.strip()]
+
+
+def offline(script: Script) -> list[Statement]:
+    """What upgrade() would send, as far as it can say so without a database."""
+    buffer = io.StringIO()
+    options = {"as_sql": True, "output_buffer": buffer, "target_metadata": db.metadata}
+    migration = MigrationContext.configure(dialect_name="postgresql", opts=options)
+
+    @contextmanager
+    def autocommit_block() -> Iterator[None]:
+        buffer.write("-- autocommit\n;")
+        yield
+        buffer.write("-- transaction\n;")
+
+    migration.autocommit_block = autocommit_block  # type: ignore[method-assign]
+    try:
+        with Operations.context(migration):
+            script.module.upgrade()
+    except Exception:
+        pass  # what came before it is judged all the same
+    autocommit = False
+    statements = []
+    for piece in re.split(r"(-- (?:autocommit|transaction)\n;)", buffer.getvalue()):
+        if piece.startswith("-- "):
+            autocommit = piece.startswith("-- autocommit")
+        else:
+            statements += [Statement(each, autocommit) for each in split(piece)]
+    return statements
 
 
 def hazards(statements: list[Statement], existing: set[str] | None) -> Iterator[Hazard]:

@@ -1,5 +1,0 @@
-"""Called by every `flask db` command. The work is in app/core/migrations.py."""
-
-from app.core import migrations
-
-migrations.run()

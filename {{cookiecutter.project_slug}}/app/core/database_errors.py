@@ -1,0 +1,21 @@
+"""What an error of the database means."""
+
+from psycopg import errors
+from sqlalchemy.exc import DBAPIError
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what the server, or else the error itself, says."""
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def is_in_use(error: DBAPIError) -> bool:
+    """True when others held what a statement needed: the same statement may succeed later."""
+    return isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)
+
+
+def is_behind_the_models(error: DBAPIError) -> bool:
+    """True when a statement failed because a table, a column or the schema is not there."""
+    missing = errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName
+    return isinstance(error.orig, missing)

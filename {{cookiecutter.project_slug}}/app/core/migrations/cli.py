@@ -1,0 +1,112 @@
+"""The commands `flask db …`: Flask-Migrate's, with plain words for a broken history, and `lint`."""
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+from alembic.util import CommandError
+from flask import Flask, current_app
+from flask.cli import with_appcontext
+from flask_migrate import Migrate
+from flask_migrate.cli import db as flask_db
+
+from app.core import history
+from app.core.migrations.failures import JOIN_THE_HEADS
+from app.core.safety import judge_pending
+from app.models import db
+
+
+def init_app(app: Flask) -> None:
+    """Attach `flask db …`, whose files are in `migrations/` wherever it is called from."""
+    Migrate(
+        app,
+        db,
+        directory=str(history.FOLDER).replace("%", "%%"),
+        render_as_batch=False,
+        transaction_per_migration=True,
+    )
+
+
+def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
+    """Say in a sentence what is wrong with the revision files, where Alembic shows a traceback."""
+
+    @wraps(callback)
+    def checked(*words: Any, **options: Any) -> Any:
+        if history.FOLDER.exists():
+            _check_history(needs_one_head=name in ("upgrade", "migrate") and _goes_to_head(options))
+        return callback(*words, **options)
+
+    return checked
+
+
+def _goes_to_head(options: dict[str, Any]) -> bool:
+    return str(options.get("revision", "head")) == "head" and options.get("head", "head") == "head"
+
+
+def _check_history(needs_one_head: bool) -> None:
+    for revision, files in history.files_by_revision().items():
+        if len(files) > 1:
+            raise click.ClickException(
+                f"{' and '.join(files)} are both revision {revision}. Give one of them another "
+                "`revision`, and let the next one's `down_revision` follow."
+            )
+    try:
+        heads = history.load().get_heads()
+    except KeyError as error:
+        raise click.ClickException(
+            f"Revision {error.args[0]} is missing, and a file in migrations/versions builds on it. "
+            "Bring its file back (git log --diff-filter=D --stat -- migrations/versions shows what "
+            "was deleted), or set the other one's `down_revision`."
+        ) from None
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
+    except Exception as error:
+        raise click.ClickException(
+            f"A file in migrations/versions can not be loaded: {type(error).__name__}: {error}"
+        ) from None
+    if needs_one_head and len(heads) > 1:
+        raise click.ClickException(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")
+
+
+@click.command("lint")
+@click.argument("revision", required=False, metavar="[REVISION|FROM:TO]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report for tools.")
+@with_appcontext
+def lint_command(revision: str | None, as_json: bool) -> None:
+    """Say what a revision would do to a database with users.
+
+    Judges all revisions that the database does not have yet, or those given. They are run in a
+    transaction that is rolled back, in a schema of its own.
+
+    Exit code: 0 clean, 1 hazards, 2 could not judge.
+    """
+    report = judge_pending(current_app.config["SETTINGS"], revision)
+    click.echo(report.json() if as_json else report.text())
+    sys.exit(report.exit_code)
+
+
+def _extend_flask_migrate() -> None:
+    for name in ("migrate", "revision", "merge"):
+        for option in flask_db.commands[name].params:
+            if option.name == "rev_id":
+                option.default = history.next_revision_id
+    for name, command in flask_db.commands.items():
+        if name not in ("init", "list-templates"):
+            command.callback = _with_readable_history(command.callback, name)
+    flask_db.commands["migrate"].params.append(
+        click.Option(
+            ["--acknowledge"],
+            multiple=True,
+            expose_value=False,
+            metavar="HAZARD=REASON",
+            help="Write the change in spite of this hazard; the file will say the reason.",
+            callback=lambda command, _, values: command.meta.update(acknowledged=values),
+        )
+    )
+    flask_db.add_command(lint_command)
+
+
+# Flask-Migrate has one group of commands for all apps of a process.
+_extend_flask_migrate()

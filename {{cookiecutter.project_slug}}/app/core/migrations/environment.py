@@ -1,0 +1,184 @@
+"""What every `flask db` command passes through: connection, lock, schema, timeouts, retries."""
+
+import sys
+import time
+from typing import Any
+
+import click
+import structlog
+from alembic import context
+from alembic.util import CommandError
+from flask import current_app
+from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.schema import CreateSchema
+
+from app.config import Settings
+from app.core import history
+from app.core.database import connect_directly, quote
+from app.core.database_errors import is_in_use, reason
+from app.core.migrations import failures, lock, offline
+from app.core.migrations.autogenerate import Autogenerate
+from app.core.safety import judge
+from app.core.safety.catalog import INVALID_INDEXES
+from app.core.safety.statements import CONCURRENTLY
+from app.core.waiting import pause_after
+from app.models import db
+
+ATTEMPTS = 12
+
+log = structlog.get_logger("migrations")
+
+
+def run() -> None:
+    """Do what the running `flask db` command asks for."""
+    settings: Settings = current_app.config["SETTINGS"]
+    if context.is_offline_mode():
+        offline.print_sql(settings)
+        return
+    with connect_directly(
+        settings,
+        f"lock_timeout={settings.migration_lock_timeout_ms}",
+        # An index build and a VALIDATE take as long as they take.
+        "statement_timeout=0",
+        # The server ends the work of a client that was killed.
+        "client_connection_check_interval=1s",
+    ) as connection:
+        # Alembic's own table is written by the reading commands too, and needs the schema.
+        writes = _command_writes()
+        if writes or not _schema_exists(connection, settings.schema_name):
+            lock.take(connection, settings)
+            _create_schema(connection, settings.schema_name)
+        _check_search_path(connection, settings.schema_name)
+        with connection.begin():
+            at = history.current(connection)
+        _refuse_unknown_revision(at)
+        if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+            _warn_of_hazards(settings, at)
+        _let_builds_wait(connection)
+        _migrate_with_retries(connection, settings)
+
+
+def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _remove_invalid_indexes(connection, settings.schema_name)
+            _migrate(connection, settings)
+        except CommandError as error:
+            raise CommandError(failures.plain(error, connection)) from None
+        except DBAPIError as error:
+            connection.rollback()
+            if not is_in_use(error):
+                raise CommandError(failures.failure(error, connection)) from None
+            by = failures.blocker(connection, error.statement or "", settings.schema_name)
+            if attempt == ATTEMPTS:
+                raise CommandError(
+                    f"A table stayed in use, {attempt} tries: {by}. This revision changed "
+                    "nothing. End that transaction, then run this again; see docs/recovery.md, A "
+                    "migration that waits."
+                ) from None
+            # Committed revisions are in alembic_version and do not run again.
+            pause = pause_after(attempt)
+            log.warning(f"a table is in use by {by}; trying again in {pause:.1f} s ({attempt})")
+            time.sleep(pause)
+        else:
+            return
+
+
+def _migrate(connection: Connection, settings: Settings) -> None:
+    flask_migrates = current_app.extensions["migrate"].configure_args
+    options = flask_migrates | Autogenerate(settings).options()
+    context.configure(connection=connection, target_metadata=db.metadata, **options)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _command() -> str | None:
+    command = click.get_current_context(silent=True)
+    return command.info_name if command else None
+
+
+def _command_writes() -> bool:
+    """True for upgrade, downgrade and stamp: the commands that have a revision to go to."""
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
+
+
+def _refuse_unknown_revision(at: set[str]) -> None:
+    purges = getattr(context.config.cmd_opts, "purge", False) or "--purge" in sys.argv
+    unknown = sorted(at - {each.revision for each in context.script.walk_revisions()})
+    if unknown and not purges:
+        raise CommandError(
+            f"The database is at revision {unknown[0]}, which this code does not have: newer code "
+            "migrated it, or a revision file is gone. Nothing was changed. Deploy the code that "
+            "has the revision, or bring its file back; to go back, `flask db downgrade` with that "
+            "code. See docs/recovery.md, The database is ahead of the code."
+        )
+
+
+def _warn_of_hazards(settings: Settings, at: set[str]) -> None:
+    target = context.get_revision_argument()
+    report = judge(settings, None, at, str(target or "heads"))
+    if report.exit_code == 1:
+        log.warning(f"flask db lint says:\n{report.text()}")
+
+
+def _let_builds_wait(connection: Connection) -> None:
+    """No lock_timeout for CONCURRENTLY: it stops nobody, and waits for all open transactions."""
+
+    def before(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if CONCURRENTLY.search(statement):
+            cursor.execute("SET lock_timeout = 0")
+
+    def after(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if CONCURRENTLY.search(statement):
+            cursor.execute("RESET lock_timeout")
+
+    event.listen(connection, "before_cursor_execute", before)
+    event.listen(connection, "after_cursor_execute", after)
+
+
+def _create_schema(connection: Connection, schema: str) -> None:
+    # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
+    if _schema_exists(connection, schema):
+        return
+    try:
+        with connection.begin():
+            connection.execute(CreateSchema(schema))
+    except ProgrammingError as error:
+        raise CommandError(
+            f"Schema {schema} does not exist, and this role may not create it ({reason(error)}). "
+            f"Somebody who may is to run: CREATE SCHEMA {quote(schema)} AUTHORIZATION the role"
+        ) from None
+
+
+def _schema_exists(connection: Connection, schema: str) -> bool:
+    query = text("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = :schema)")
+    with connection.begin():
+        return bool(connection.scalar(query, {"schema": schema}))
+
+
+def _check_search_path(connection: Connection, schema: str) -> None:
+    with connection.begin():
+        found = connection.scalar(text("SELECT current_schema()"))
+    if found != schema:
+        raise CommandError(
+            f"SCHEMA is {schema}, but the server put this connection into {found}. Either a pooler "
+            "dropped the option: set DATABASE_URL_MIGRATIONS to a direct URL. Or the role lacks a "
+            f"right: GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO …"
+        )
+
+
+def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
+    """Clear what a killed CREATE INDEX CONCURRENTLY left; its revision is run again."""
+    query = text(f"{INVALID_INDEXES} AND pg_has_role(c.relowner, 'MEMBER')")
+    with connection.begin():
+        connection.execute(text("RESET lock_timeout"))
+        if not _command_writes() or history.current(connection) == history.heads():
+            return
+        for name in connection.scalars(query, {"schema": quote(schema)}).all():
+            log.warning(f"removing the invalid index {name} that an interrupted build left")
+            connection.execute(text(f"DROP INDEX {quote(name)}"))

@@ -1,0 +1,155 @@
+"""What was observed in a dry run → hazards."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from psycopg import errors
+from sqlalchemy.exc import DBAPIError
+
+from app.core.database_errors import reason
+from app.core.safety import catalog, statements
+from app.core.safety.catalog import Catalog
+from app.core.safety.dry_run import Heard, Observed
+from app.core.safety.hazards import Hazard, unique
+
+RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
+
+
+Columns = dict[str, catalog.Column]
+
+
+def hazards(observed: Observed) -> list[Hazard]:
+    """All that one revision would do to a database with users."""
+    found = [hazard for each in observed.heard for hazard in _heard(each)]
+    found += [_failure(each) for each in observed.failures]
+    found += _differences(observed.before, observed.after)
+    found += statements.hazards(observed.statements, observed.existing)
+    return unique(found)
+
+
+def _heard(heard: Heard) -> Iterator[Hazard]:
+    """What one message of the server means for a table that was there before the revision."""
+    before, after = heard.before, heard.after
+    table = after.tables[heard.table].name
+    old, new = before.columns_of(heard.table), after.columns_of(heard.table)
+    match heard.kind:
+        case "verifying" | "validating" if heard.validates:
+            if heard.locked:
+                yield Hazard("validate-with-ddl", table)
+        case "rewriting":
+            found = [*_added_with_a_rewrite(table, old, new), *_retyped(table, old, new)]
+            yield from found or [Hazard("table-rewrite", table)]
+        case "verifying":
+            required = [
+                name
+                for name in old.keys() & new.keys()
+                if new[name].required and not old[name].required
+            ]
+            checks = [
+                each.name
+                for number, each in after.constraints.items()
+                if number not in before.constraints
+                and each.table == heard.table
+                and each.kind == "c"
+            ]
+            added = [name for name in new if name not in old and new[name].required]
+            yield from (Hazard("set-not-null", table, name) for name in required)
+            yield from (Hazard("check-constraint", table, name) for name in checks)
+            if not required and not checks and not added:
+                yield Hazard("table-scan", table)
+        case "validating":
+            yield Hazard("foreign-key", table, heard.item)
+        case "building":
+            yield from _build(heard, table)
+
+
+def _build(heard: Heard, table: str) -> Iterator[Hazard]:
+    """An index that is new, or that a REINDEX or a change of type builds again."""
+    before, after, item = heard.before, heard.after, heard.item
+    added = [each for each in after.constraints if each not in before.constraints]
+    if any(after.constraints[each].name == item for each in added):
+        if any(after.constraints[each][1:3] == (item, "u") for each in added):
+            yield Hazard("unique-constraint", table, item)
+        return
+    old, new = before.columns_of(heard.table), after.columns_of(heard.table)
+    yield from _retyped(table, old, new)
+    known = {each.name for each in before.indexes_of(heard.table)}
+    known |= {each.name for each in before.constraints_of(heard.table)}
+    words = heard.statement.text
+    rebuilt = re.match(r"(?i)\s*reindex\b", words)
+    if (item not in known or rebuilt) and not statements.CONCURRENTLY.search(words):
+        yield Hazard("index-build", table, item)
+
+
+def _added_with_a_rewrite(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
+    for name in new.keys() - old.keys():
+        column = new[name]
+        if column.identity or "nextval(" in (column.default or ""):
+            yield Hazard("identity-column", table, name)
+        elif column.generated == "s":
+            yield Hazard("generated-column", table, name)
+        elif "(" in (column.default or ""):
+            yield Hazard("volatile-default", table, name, str(column.default))
+
+
+def _retyped(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
+    for name in old.keys() & new.keys():
+        if old[name].type != new[name].type:
+            detail = f" from {old[name].type} to {new[name].type}"
+            yield Hazard("type-change", table, name, detail)
+
+
+def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
+    """What happened to the tables that were there before."""
+    for oid in before.schemas.keys() - after.schemas.keys():
+        yield Hazard("schema-drop", item=before.schemas[oid])
+    for oid, table in before.tables.items():
+        if oid not in after.tables:
+            yield Hazard("table-drop", table.name)
+        else:
+            if after.tables[oid] != table:
+                new_name = ".".join(after.tables[oid])
+                yield Hazard("table-rename", table.name, detail=f": {new_name}")
+            yield from _table_differences(oid, table.name, before, after)
+    for oid, enum in before.enums.items():
+        now = after.enums.get(oid) or next(
+            (each for each in after.enums.values() if each[:2] == enum[:2]), None
+        )
+        for label in sorted(set(enum.labels) - set(now.labels)) if now else []:
+            yield Hazard("enum-value-removed", item=enum.name, detail=label)
+
+
+def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) -> Iterator[Hazard]:
+    columns, columns_now = before.columns.get(oid, {}), after.columns.get(oid, {})
+    for number, column in columns.items():
+        now = columns_now.get(number)
+        if now is None:
+            yield Hazard("column-drop", table, column.name)
+        elif now.name != column.name:
+            yield Hazard("column-rename", table, column.name, f": {now.name}")
+    for number, column in columns_now.items():
+        was = columns.get(number)
+        filled = column.default is not None or column.identity or column.generated
+        if was is None and column.required and not filled:
+            yield Hazard("required-column", table, column.name)
+        if column.type == "json" and (was is None or was.type != "json"):
+            yield Hazard("json-column", table, column.name)
+    key, key_now = (each.primary_key_of(oid) for each in (before, after))
+    if key != key_now:
+        detail = f": {key or 'none'} becomes {key_now or 'none'}"
+        yield Hazard("primary-key", table, detail=detail)
+    for number, constraint in after.constraints.items():
+        if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
+            yield Hazard("exclusion-constraint", table, constraint.name)
+
+
+def _failure(error: DBAPIError) -> Hazard:
+    diagnosis: Any = getattr(error.orig, "diag", None)
+    if isinstance(error.orig, errors.NotNullViolation):
+        return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
+    retyped = RETYPING.search(error.statement or "")
+    if retyped and isinstance(error.orig, errors.DatatypeMismatch):
+        detail = f" (the server says: {reason(error)})"
+        return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
+    return Hazard("fails", detail=reason(error))

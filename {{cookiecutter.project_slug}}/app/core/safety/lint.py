@@ -1,0 +1,174 @@
+"""`flask db lint`: judge revisions before they meet a database with users.
+
+The dry run asks the server, the rules of statements.py read the text, squawk gives a second
+opinion.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from alembic.script import Script, ScriptDirectory
+from alembic.util import CommandError
+
+from app.config import Settings
+from app.core import history
+from app.core.database import DatabaseUnavailable, connect_directly
+from app.core.database_errors import reason
+from app.core.safety import checks, squawk, statements
+from app.core.safety.dry_run import CannotJudge, DryRun, dry_run
+from app.core.safety.hazards import Hazard, without_acknowledged
+from app.core.safety.report import Report, Verdict
+
+HARMLESS = re.compile(
+    r"\s*(select|set|reset|show|explain|analyze|commit|begin"
+    r"|alter\s+table\s+\S+\s+validate\s+constraint\s+\S+\s*$)",
+    re.IGNORECASE,
+)
+
+
+def judge_pending(settings: Settings, wanted: str | None) -> Report:
+    """Judge `wanted`, or what the database does not have yet; without a database, nothing."""
+    try:
+        with connect_directly(settings) as connection:
+            current = history.current(connection)
+        return judge(settings, wanted, current)
+    except DatabaseUnavailable as error:
+        return Report(not_judged=reason(error))
+
+
+def judge(
+    settings: Settings, wanted: str | None, current: set[str], target: str = "heads"
+) -> Report:
+    """Judge the revision or range `wanted`, by default what leads from `current` to `target`.
+
+    A range is FROM:TO, without FROM itself.
+    """
+    try:
+        script = history.load()
+        result = Report(history=[*_history_hazards(script)])
+        scripts = _chosen(script, wanted, current, target)
+        last_exempt = settings.migration_lint_start_after
+        exempt = _up_to(script, last_exempt) if last_exempt else []
+    except (CommandError, CannotJudge) as error:
+        return Report(not_judged=str(error))
+    except Exception as error:
+        return Report(not_judged=f"a revision file can not be loaded: {_described(error)}")
+    judged = [each for each in scripts if each not in exempt]
+    if judged:
+        _judge_all(result, script, judged, current, settings)
+    return result
+
+
+def _judge_all(
+    result: Report,
+    script: ScriptDirectory,
+    judged: list[Script],
+    current: set[str],
+    settings: Settings,
+) -> None:
+    ids = {each.revision for each in judged}
+    everything = history.ancestors(script, [each.revision for each in judged])
+    first = next(number for number, each in enumerate(everything) if each.revision in ids)
+    before, after = everything[:first], everything[first:]
+    tips = {each.revision for each in before} - {
+        parent for each in before for parent in each._all_down_revisions
+    }
+    trouble: str | None = None
+    with dry_run(settings) as run:
+        try:
+            run.start(before, at_current=tips == current)
+        except CannotJudge as error:
+            trouble = str(error)
+        for each in after:
+            verdict = _judge_one(each, run if trouble is None else None, trouble)
+            if verdict.not_judged and trouble is None:
+                trouble = f"the revision before it could not be judged ({each.revision})"
+            if each.revision in ids:
+                earlier = history.unused_columns(everything[: everything.index(each)])
+                _apply_acknowledgements(verdict, each, earlier)
+                result.verdicts.append(verdict)
+
+
+def _judge_one(script: Script, run: DryRun | None, trouble: str | None) -> Verdict:
+    verdict = Verdict(script.revision, Path(script.path).name, [], not_judged=trouble)
+    if run is None:
+        ran = statements.offline(script)
+        verdict.hazards += statements.hazards(ran, None)
+    else:
+        try:
+            verdict.hazards += checks.hazards(run.observe([script.module.upgrade]))
+        except (Exception, SystemExit) as error:
+            verdict.not_judged = f"upgrade() fails: {_described(error)}"
+            verdict.hazards += statements.hazards(run.observed.statements, None)
+        ran = run.observed.statements
+        failures = [each for each in verdict.hazards if each.name == "fails"]
+        if failures:
+            verdict.hazards = [each for each in verdict.hazards if each not in failures]
+            verdict.not_judged = f"upgrade() fails: {failures[0].detail}"
+    verdict.hazards += squawk.findings(ran, verdict)
+    if any(not HARMLESS.match(each.text) for each in ran) and _has_no_downgrade(script):
+        verdict.hazards.append(Hazard("empty-downgrade"))
+    return verdict
+
+
+def _apply_acknowledgements(verdict: Verdict, script: Script, unused: set[str]) -> None:
+    reasons = dict(getattr(script.module, "acknowledged", {}))
+    for hazard in verdict.hazards:
+        if hazard.name == "column-drop" and hazard.where in unused:
+            reasons.setdefault(hazard.key, "an earlier revision says that it is not used any more")
+    left = without_acknowledged(verdict.hazards, reasons)
+    verdict.acknowledged = {
+        each.key: reasons.get(each.key) or reasons[each.name]
+        for each in verdict.hazards
+        if each not in left
+    }
+    verdict.hazards = left
+
+
+def _chosen(
+    script: ScriptDirectory, wanted: str | None, current: set[str], target: str
+) -> list[Script]:
+    if wanted is None:
+        unknown = [each for each in current if script.get_revision(each) is None]
+        if unknown:
+            raise CannotJudge(f"the database is at {unknown[0]}, which this code does not have")
+        applied = history.ancestors(script, current)
+        return [each for each in _up_to(script, target) if each not in applied]
+    if ":" not in wanted:
+        return [each for each in script.get_revisions(wanted) if each is not None]
+    lower, upper = wanted.split(":", 1)
+    applied = [] if lower in ("", "base") else _up_to(script, lower)
+    return [each for each in _up_to(script, upper or "heads") if each not in applied]
+
+
+def _up_to(script: ScriptDirectory, name: str) -> list[Script]:
+    """The revisions that a name means (`head`, an id or its beginning), and all before them."""
+    return history.ancestors(script, [each.revision for each in script.get_revisions(name)])
+
+
+def _history_hazards(script: ScriptDirectory) -> Iterator[Hazard]:
+    for revision, names in history.files_by_revision().items():
+        if len(names) > 1:
+            yield Hazard("duplicate-revision", item=revision, detail=" and ".join(names))
+    heads = script.get_heads()
+    if len(heads) > 1:
+        yield Hazard("two-heads", detail=", ".join(sorted(heads)))
+
+
+def _has_no_downgrade(script: Script) -> bool:
+    tree = ast.parse(Path(script.path).read_text("utf-8"))
+    found = [each for each in tree.body if getattr(each, "name", "") == "downgrade"]
+    if not found:
+        return not hasattr(script.module, "downgrade")
+    body = getattr(found[-1], "body", [])
+    return all(
+        isinstance(each, ast.Pass | ast.Return)
+        or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        for each in body
+    )
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {reason(error)}"
