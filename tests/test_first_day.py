@@ -1,4 +1,4 @@
-"""A first day with the default project and with another one: hook, init.sh, requests, own tests."""
+"""A first day with the default project and an odd one: hook, init.sh, requests, its own tests."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ from conftest import (
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory) -> Project:
-    """All answers are others than the defaults, and all texts are odd."""
+    """Every answer differs from the default, and every text is odd."""
     folder = tmp_path_factory.mktemp("odd")
     result = replay(
         folder,
@@ -75,7 +75,7 @@ def test_a_users_row_outlives_a_restart(mine: Project):
 
 
 def test_its_own_checks_pass(odd: Project):
-    """Those of the default project are run by the test of its CI."""
+    """The test of the default project's CI runs those of the default project."""
     for tool in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"], ["pytest", "-n", "2"]):
         result = odd.run(odd.python, "-m", *tool)
         assert result.returncode == 0, result.stdout
@@ -128,7 +128,7 @@ def test_saved_code_is_served_without_a_restart(project: Project):
 
 
 @pytest.mark.parametrize("mistake", ["import no_such_module\n", "x: Maped[int]\n", "def (\n"])
-def test_a_mistake_is_shown_and_mended_while_it_serves(project: Project, mistake):
+def test_a_mistake_is_shown_and_can_be_fixed_while_it_serves(project: Project, mistake):
     model = project.path / "app/models/books.py"
     right = model.read_text()
     with project.serving(WEB_CONCURRENCY="1") as server:

