@@ -202,7 +202,10 @@ def _forget_development(env_file: Path) -> bool:
     values = dotenv_values(env_file)
     if values.get("APP_ENV") == "production":
         return False
-    given = Path("/proc/self/environ")  # what the process was started with, where there is /proc
+    # `flask` copies .env into the environment before any code of ours runs, and there is no setting
+    # in a file against it: only FLASK_SKIP_DOTENV (init.sh sets it), which nobody types. A value that
+    # production itself set stays, even if it is the one in .env: Linux knows what we started with.
+    given = Path("/proc/self/environ")
     names = set(re.findall(r"(?:^|\0)(\w+)=", given.read_text() if given.exists() else ""))
     for name, value in values.items():
         if name not in names and os.environ.get(name) == value:
