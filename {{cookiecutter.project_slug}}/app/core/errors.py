@@ -26,9 +26,6 @@ from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
 
-# The server does not say which columns, and those are an operator's own choice.
-COLUMNS = r"The role may have a privilege on some columns only; \dp in psql shows them."
-
 log = structlog.get_logger("errors")
 
 
@@ -119,7 +116,7 @@ def _programming_error(error: ProgrammingError) -> Response:
     # Without USAGE on the schema, its tables look as if they were not there.
     shortage = _shortage(error)
     if without_privilege or shortage:
-        log.error("a privilege is missing", error=reason(error), reason=shortage or COLUMNS)
+        log.error("a privilege is missing", error=reason(error), reason=shortage)
         return _problem(503, "The service lacks a privilege in its database; its log says which.")
     log.error("the database is behind the models", error=reason(error))
     return _problem(503, "The database is behind the code. Run: flask db migrate, flask db upgrade")
@@ -128,7 +125,7 @@ def _programming_error(error: ProgrammingError) -> Response:
 def _shortage(error: ProgrammingError) -> str | None:
     db.session.rollback()
     schema = current_app.config["SETTINGS"].schema_name
-    shortage = privileges.of_service(db.session.connection(), schema, mentioned=reason(error))
+    shortage = privileges.of_failed_statement(db.session.connection(), schema, reason(error))
     return str(shortage) if shortage else None
 
 
