@@ -1,4 +1,4 @@
-"""What keeps a generated project in order: its CI, its hooks of git, its proposals of updates."""
+"""What keeps a generated project in order: its CI, its git hooks, its proposed updates."""
 
 import re
 
@@ -38,7 +38,7 @@ def validate(file, schema: str) -> None:
 
 
 @pytest.mark.parametrize("ci", SCHEMAS)
-def test_files_are_valid_by_their_public_schemas(tmp_path, ci):
+def test_files_match_their_public_schemas(tmp_path, ci):
     assert generate(tmp_path, "install=no", f"ci={ci}").returncode == 0
     for name, schema in SCHEMAS[ci].items():
         validate(tmp_path / "book-service" / name, schema)
@@ -51,7 +51,7 @@ def test_the_templates_own_workflows_are_valid():
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
-def test_workflows_pin_actions_and_may_little(file):
+def test_workflows_pin_actions_and_have_few_permissions(file):
     text = file.read_text()
     for use in re.findall(r"uses: ([^.].*)", text):
         assert PINNED.fullmatch(use), use
@@ -61,7 +61,7 @@ def test_workflows_pin_actions_and_may_little(file):
 
 
 def github_commands(project: Project) -> list[str]:
-    """The commands of the job that checks, in their order."""
+    """The commands of the job that runs the checks, in order."""
     jobs = yaml.safe_load((project.path / ".github/workflows/ci.yml").read_text())["jobs"]
     return [step["run"] for step in jobs["checks"]["steps"] if "run" in step]
 

