@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import structlog
 from alembic.util import CommandError
+from flask import current_app
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from app.core.database import quote
+from app.core.database_errors import is_behind_the_models, is_without_privilege, reason
 from app.models import db
 
 ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -150,10 +153,16 @@ def of_service(connection: Connection, schema: str) -> Shortage | None:
     return _shortage(objects, _needed_to_serve)
 
 
-def of_failed_statement(connection: Connection, schema: str, error: str) -> Shortage | None:
-    """What this connection's role lacks on what the server's words name."""
-    objects = _objects(connection, schema, whole_tables=True)
-    named = [each for each in objects if each.kind == "SCHEMA" or each.name in error]
+def of_failed_statement(error: DBAPIError) -> Shortage | None:
+    """What the service's role lacks on the objects that the error names; ends the transaction."""
+    # Without USAGE on the schema, its tables look as if they were not there.
+    if not is_without_privilege(error) and not is_behind_the_models(error):
+        return None
+    db.session.rollback()
+    schema = current_app.config["SETTINGS"].schema_name
+    words = reason(error)
+    objects = _objects(db.session.connection(), schema, whole_tables=True)
+    named = [each for each in objects if each.kind == "SCHEMA" or each.name in words]
     return _shortage(named, _needed_to_serve)
 
 
