@@ -13,7 +13,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import doctor, history, seeding
+from app.core import doctor, history, privileges, seeding
 from app.core.database import connect_when_ready
 from app.core.database_errors import is_behind_the_models, reason
 from app.models import db
@@ -122,6 +122,10 @@ def _cannot_listen(address: str, error: OSError) -> str:
 
 
 def _seed_at_start(reset: bool) -> None:
+    settings: Settings = current_app.config["SETTINGS"]
+    with db.engine.connect() as connection:
+        if shortage := privileges.of_service(connection, settings.schema_name):
+            raise click.ClickException(str(shortage))
     missing = set(NOUNS) - set(inspect(db.engine).get_table_names())
     if missing:
         names = ", ".join(sorted(missing))
@@ -150,6 +154,8 @@ def _in_one_transaction(work: Callable[[], list[str]]) -> None:
             seeding.lock(db.session())
             lines = work()
     except DBAPIError as error:
+        if shortage := privileges.of_failed_statement(error):
+            raise click.ClickException(f"{shortage} Nothing was changed.") from None
         why = reason(error)
         if is_behind_the_models(error):
             why = AHEAD.format(why)

@@ -41,8 +41,8 @@ def database_state() -> tuple[str | None, str | None]:
         search_path = connection.scalar(text("SELECT current_schema()"))
     except SQLAlchemyError as error:
         db.session.rollback()
-        log.warning("database unavailable", error=str(error).splitlines()[0])
         refused = isinstance(error, DBAPIError) and missing_connect(error)
+        log.warning("database unavailable", error=refused or str(error).splitlines()[0])
         return None, refused or "The database does not answer; the log says why."
     name = ", ".join(sorted(current)) or None
     try:
