@@ -20,8 +20,8 @@ pyproject.toml
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
-app/core/errors.py app/core/history.py app/core/logs.py app/core/seeding.py app/core/shell.py
-app/core/waiting.py
+app/core/errors.py app/core/history.py app/core/logs.py app/core/privileges.py
+app/core/seeding.py app/core/shell.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/model_checks.py app/core/migrations/offline.py
@@ -70,7 +70,7 @@ ANSWERS = [
     ("project_name", "Order Desk", {"README.md", "pyproject.toml"}),
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
-    ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md"}),
+    ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
     ("postgres_version", "17", {"README.md", "compose.yaml", GITHUB_CI}),
     ("postgres_version", "16", {"README.md", "compose.yaml", GITHUB_CI}),
     ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),

@@ -100,6 +100,14 @@ def _schema_name(value: str) -> str:
     return value
 
 
+def _role_name(value: str) -> str:
+    if value in ("public", "none") or value.startswith("pg_") or not value.isprintable():
+        raise ValueError(f"is {value!r}, which cannot be the name of a role of your own")
+    if len(value.encode()) > 63:
+        raise ValueError(f"is {value!r}. The name of a role has at most 63 bytes")
+    return value
+
+
 DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
 
 
@@ -131,6 +139,10 @@ class Settings(BaseSettings):
     schema_name: Annotated[str, AfterValidator(_schema_name)] = Field(
         "public", validation_alias="SCHEMA"
     )
+
+    # The role of DATABASE_URL, where migrations run as another one: `flask db upgrade` grants it
+    # what it needs.
+    service_role: Annotated[str, AfterValidator(_role_name)] | None = None
 
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psycopg
 import structlog
 from flask import Flask
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
@@ -15,6 +16,7 @@ from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
+NEXT_STEP = "Is the database running, and is DATABASE_URL right?"
 
 log = structlog.get_logger("database")
 
@@ -78,13 +80,29 @@ def connect_when_ready(engine: Engine, seconds: float) -> Connection:
             return engine.connect()
         except DBAPIError as error:
             why = " ".join(str(error.orig).split())
+            next_step = missing_connect(error) or NEXT_STEP
             if not isinstance(error, OperationalError):
                 break
         if waited < seconds:
             report(f"waiting for the database at {where}, {waited:.0f} s: {why}")
     raise DatabaseUnavailable(
         f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
-        f"{why}\nIs the database running, and is DATABASE_URL right?"
+        f"{why}\n{next_step}"
+    )
+
+
+def missing_connect(error: DBAPIError) -> str | None:
+    """Who may not connect to which database, and the statement that lets the role in."""
+    refusal = error.orig
+    if not isinstance(refusal, psycopg.OperationalError) or refusal.pgconn is None:
+        return None
+    # Before a login the server sends no number of the error, only its words.
+    if "permission denied for database" not in str(refusal):
+        return None
+    role, database = (quote(name.decode()) for name in (refusal.pgconn.user, refusal.pgconn.db))
+    return (
+        f"Role {role} lacks CONNECT on database {database}. Run as its owner, or as a superuser: "
+        f"GRANT CONNECT ON DATABASE {database} TO {role};"
     )
 
 
