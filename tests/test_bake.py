@@ -38,6 +38,7 @@ app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
+tests/test_shell.py
 """
 
 LICENSE_FILES = {
