@@ -28,9 +28,9 @@ app/core/migrations/model_checks.py app/core/migrations/offline.py
 app/core/migrations/safe_operations.py app/core/migrations/template/alembic.ini.mako
 app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
-app/core/safety/copy.py
-app/core/safety/dry_run.py app/core/safety/hazards.py app/core/safety/lint.py
-app/core/safety/report.py app/core/safety/squawk.py app/core/safety/statements.py
+app/core/safety/copy.py app/core/safety/dry_run.py app/core/safety/hazards.py
+app/core/safety/lint.py app/core/safety/report.py app/core/safety/squawk.py
+app/core/safety/statements.py
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
@@ -39,6 +39,7 @@ app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
+tests/test_shell.py
 """
 
 LICENSE_FILES = {

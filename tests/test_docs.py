@@ -129,6 +129,10 @@ def test_the_loops_of_the_readme(project: Project):
             shell(project, script)
     for command in re.findall(r"^\| `(uv run flask seed .*?)`", readme, re.MULTILINE):
         shell(project, command)
+    (statement,) = re.findall(r"`(uv run flask db shell -c .*?)`", readme)
+    assert re.search(r"\b4\b", shell(project, f"uv run flask seed all && {statement}"))
+    (expression,) = re.findall(r"`(session\..*?)`", readme)
+    assert "<Book " in shell(project, f"echo 'print({expression})' | uv run flask shell")
 
 
 def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):

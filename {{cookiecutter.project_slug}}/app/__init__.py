@@ -11,7 +11,7 @@ from app.routes import BLUEPRINTS
 def create_app(settings: Settings | None = None) -> APIFlask:
     """Build the service from `settings`, or from the environment.
 
-    Raises `InvalidSettings`, with all that is missing or wrong.
+    Raises `InvalidSettings`, which names everything that is missing or wrong.
     """
     settings = settings or load_settings()
     app = APIFlask(__name__, title=PROJECT["title"], version=PROJECT["version"], docs_path=None)
