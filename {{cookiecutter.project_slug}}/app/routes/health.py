@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core import history
+from app.core import extensions, history
 from app.models import db
 
 log = structlog.get_logger("health")
@@ -44,7 +44,7 @@ def database_state() -> tuple[str | None, str | None]:
         heads = history.heads()
     except Exception as error:
         return name, f"migrations/ cannot be read: {error}"
-    if search_path not in (schema, None):
+    if search_path not in (schema, extensions.SCHEMA, None):
         return name, f"The connection is in schema {search_path}, not {schema}: DATABASE_POOLED?"
     if current == heads:
         return name, None
