@@ -1,4 +1,4 @@
-"""What README.md and docs/ tell people to do, done to the letter in a generated project."""
+"""Do to the letter, in a generated project, what README.md and docs/ tell people to do."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(file: Path) -> list[tuple[str, str]]:
-    """The fenced blocks of a page: language and text."""
+    """The fenced blocks of a page, as language and text."""
     return BLOCK.findall(file.read_text())
 
 
@@ -25,7 +25,7 @@ def shell(project: Project, script: str) -> str:
 
 
 def put_into_book(project: Project, line: str) -> None:
-    """Add the line to `class Book`, or put it in the place of the column of that name."""
+    """Add the line to `class Book`, or replace the column of that name with it."""
     model = project.path / "app/models/books.py"
     name = line.split(":")[0].strip()
     if unused := re.search(r'__unused_columns__ = [(]"(.*?)"', line):
@@ -40,7 +40,7 @@ def newest_revision(project: Project) -> Path:
 
 
 def test_every_command_of_the_migrations_page(project: Project):
-    """Commands are run and models written in the order of the page."""
+    """Run the commands and write the models in the order of the page."""
     shell(project, "uv run flask db upgrade && uv run flask seed all")
     parts = (project.path / "docs/migrations.md").read_text().split("\n## ")[1:]
     commands = 0
@@ -164,7 +164,7 @@ def test_the_documentation_page_in_a_browser(project: Project, tmp_path):
         pytest.skip("Chromium is not installed")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    # No name resolves: what the page needs it must get from the service.
+    # No name resolves, so the page must get everything from the service.
     options += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
     with project.serving() as server:
         page = subprocess.run(

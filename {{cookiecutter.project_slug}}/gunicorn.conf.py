@@ -18,7 +18,7 @@ if settings.database_url is None:
     embedded.start()
 
 wsgi_app = "app:create_app()"
-bind = f"{settings.host}:{settings.port}"
+bind = settings.address
 
 workers = settings.web_concurrency
 # One connection of the pool for each thread.

@@ -4,7 +4,7 @@ from apiflask import APIFlask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.config import PROJECT, Settings, load_settings
-from app.core import commands, database, errors, logs, migrations
+from app.core import commands, database, errors, logs, migrations, shell
 from app.routes import BLUEPRINTS
 
 
@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     database.init_app(app, settings)
     migrations.init_app(app)
     commands.init_app(app)
+    shell.init_app(app)
     errors.init_app(app)
 
     for blueprint in BLUEPRINTS:

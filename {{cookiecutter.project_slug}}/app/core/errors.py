@@ -5,18 +5,29 @@ from typing import Any
 
 import structlog
 from apiflask import APIFlask, HTTPError
-from flask import json, request
+from flask import current_app, json, request
 from pydantic import BaseModel
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException
 
-from app.core.database_errors import is_behind_the_models, reason
+from app.core import privileges
+from app.core.database import missing_connect
+from app.core.database_errors import is_behind_the_models, is_without_privilege, reason
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
+
+# The server does not say which columns, and those are an operator's own choice.
+COLUMNS = r"The role may have a privilege on some columns only; \dp in psql shows them."
 
 log = structlog.get_logger("errors")
 
@@ -95,16 +106,30 @@ def _integrity_error(error: IntegrityError) -> Response:
 
 def _database_error(error: Exception) -> Response:
     """The database is away or has no connection left."""
-    log.error("database unavailable", error=str(error).splitlines()[0])
+    refused = isinstance(error, DBAPIError) and missing_connect(error)
+    log.error("database unavailable", error=refused or str(error).splitlines()[0])
     return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
 
 
 def _programming_error(error: ProgrammingError) -> Response:
-    """A model that no migration has brought to the database yet, or a mistake in SQL."""
-    if not is_behind_the_models(error):
+    """A missing privilege, a model that no migration has brought yet, or a mistake in SQL."""
+    without_privilege, behind = is_without_privilege(error), is_behind_the_models(error)
+    if not without_privilege and not behind:
         raise error
+    # Without USAGE on the schema, its tables look as if they were not there.
+    shortage = _shortage(error)
+    if without_privilege or shortage:
+        log.error("a privilege is missing", error=reason(error), reason=shortage or COLUMNS)
+        return _problem(503, "The service lacks a privilege in its database; its log says which.")
     log.error("the database is behind the models", error=reason(error))
     return _problem(503, "The database is behind the code. Run: flask db migrate, flask db upgrade")
+
+
+def _shortage(error: ProgrammingError) -> str | None:
+    db.session.rollback()
+    schema = current_app.config["SETTINGS"].schema_name
+    shortage = privileges.of_service(db.session.connection(), schema, mentioned=reason(error))
+    return str(shortage) if shortage else None
 
 
 def _changed_meanwhile(error: Exception) -> Response:

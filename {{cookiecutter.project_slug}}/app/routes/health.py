@@ -4,9 +4,10 @@ import structlog
 from apiflask import APIBlueprint
 from flask import current_app
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.core import history
+from app.core import history, privileges
+from app.core.database import missing_connect
 from app.models import db
 
 log = structlog.get_logger("health")
@@ -33,12 +34,16 @@ def database_state() -> tuple[str | None, str | None]:
     schema = current_app.config["SETTINGS"].schema_name
     try:
         connection = db.session.connection()
+        if shortage := privileges.of_service(connection, schema):
+            log.error("privileges are missing", reason=str(shortage))
+            return None, str(shortage)
         current = history.current(connection)
         search_path = connection.scalar(text("SELECT current_schema()"))
     except SQLAlchemyError as error:
         db.session.rollback()
         log.warning("database unavailable", error=str(error).splitlines()[0])
-        return None, "The database does not answer; the log says why."
+        refused = isinstance(error, DBAPIError) and missing_connect(error)
+        return None, refused or "The database does not answer; the log says why."
     name = ", ".join(sorted(current)) or None
     try:
         heads = history.heads()

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
-from app.core import history
+from app.core import history, privileges
 from app.core.database import connect_directly, quote
 from app.core.database_errors import is_in_use, reason
 from app.core.migrations import failures, lock, offline
@@ -22,10 +22,10 @@ from app.core.migrations.autogenerate import Autogenerate
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.core.safety.statements import CONCURRENTLY
+from app.core.waiting import pause_after
 from app.models import db
 
 ATTEMPTS = 12
-
 
 log = structlog.get_logger("migrations")
 
@@ -34,7 +34,7 @@ def run() -> None:
     """Do what the running `flask db` command asks for."""
     settings: Settings = current_app.config["SETTINGS"]
     if context.is_offline_mode():
-        offline.print_sql(settings)
+        offline.print_sql(settings, with_grants=_command() == "upgrade")
         return
     with connect_directly(
         settings,
@@ -49,7 +49,9 @@ def run() -> None:
         if writes or not _schema_exists(connection, settings.schema_name):
             lock.take(connection, settings)
             _create_schema(connection, settings.schema_name)
-        _check_search_path(connection, settings.schema_name)
+        _check_access(connection, settings.schema_name)
+        if writes and settings.service_role:
+            privileges.check_role(connection, settings.service_role)
         with connection.begin():
             at = history.current(connection)
         _refuse_unknown_revision(at)
@@ -57,6 +59,8 @@ def run() -> None:
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
         _migrate_with_retries(connection, settings)
+        if writes and settings.service_role:
+            privileges.grant(connection, settings.schema_name, settings.service_role)
 
 
 def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
@@ -78,7 +82,7 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
                     "migration that waits."
                 ) from None
             # Committed revisions are in alembic_version and do not run again.
-            pause = min(0.2 * 2**attempt, 5)
+            pause = pause_after(attempt)
             log.warning(f"a table is in use by {by}; trying again in {pause:.1f} s ({attempt})")
             time.sleep(pause)
         else:
@@ -161,14 +165,17 @@ def _schema_exists(connection: Connection, schema: str) -> bool:
         return bool(connection.scalar(query, {"schema": schema}))
 
 
-def _check_search_path(connection: Connection, schema: str) -> None:
+def _check_access(connection: Connection, schema: str) -> None:
+    """Whether this connection sees the schema, and may read the revision that it is at."""
     with connection.begin():
         found = connection.scalar(text("SELECT current_schema()"))
+        shortage = privileges.of_migrations(connection, schema)
+    if shortage and (found != schema or shortage.hides_the_revision()):
+        raise CommandError(str(shortage))
     if found != schema:
         raise CommandError(
-            f"SCHEMA is {schema}, but the server put this connection into {found}. Either a pooler "
-            "dropped the option: set DATABASE_URL_MIGRATIONS to a direct URL. Or the role lacks a "
-            f"right: GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO …"
+            f"SCHEMA is {schema}, but the server put this connection into {found}: a pooler "
+            "dropped the option. Set DATABASE_URL_MIGRATIONS to a direct URL."
         )
 
 
