@@ -7,7 +7,8 @@ from app.models import Base, db
 
 
 def test_models_and_session_are_at_hand(app: APIFlask) -> None:
-    names = app.make_shell_context()
+    with app.app_context():
+        names = app.make_shell_context()
     assert (names["db"], names["session"], names["select"]) == (db, db.session, select)
     for mapper in Base.registry.mappers:
         assert names[mapper.class_.__name__] is mapper.class_
