@@ -60,6 +60,7 @@ def run() -> None:
         _let_builds_wait(connection)
         _migrate_with_retries(connection, settings)
         if writes and settings.service_role:
+            connection.commit()  # Alembic has at least read something.
             privileges.grant(connection, settings.schema_name, settings.service_role)
 
 
