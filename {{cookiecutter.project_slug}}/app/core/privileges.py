@@ -119,10 +119,7 @@ class Shortage:
             f"{', '.join(privileges)} on {kind.lower()} {_paths(group)}"
             for (kind, privileges), group in self.missing.items()
         )
-        return (
-            f"Role {objects[0].role} lacks {lacks}. "
-            f"Run as {who}: {' '.join(self.statements())}"
-        )
+        return f"Role {objects[0].role} lacks {lacks}. Run as {who}: {' '.join(self.statements())}"
 
     def hides_the_revision(self) -> bool:
         """Whether the role cannot read which revision the schema is at."""
