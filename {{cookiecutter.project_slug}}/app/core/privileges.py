@@ -113,15 +113,13 @@ class Shortage:
 
     def __str__(self) -> str:
         objects = [each for group in self.missing.values() for each in group]
-        owners = " or ".join(sorted({each.owner for each in objects}))
+        owners = {each.owner for each in objects}
+        who = f"{owners.pop()}, or as a superuser" if len(owners) == 1 else "a superuser"
         lacks = "; ".join(
             f"{', '.join(privileges)} on {kind.lower()} {_paths(group)}"
             for (kind, privileges), group in self.missing.items()
         )
-        return (
-            f"Role {objects[0].role} lacks {lacks}. "
-            f"Run as {owners}, or as a superuser: {' '.join(self.statements())}"
-        )
+        return f"Role {objects[0].role} lacks {lacks}. Run as {who}: {' '.join(self.statements())}"
 
     def hides_the_revision(self) -> bool:
         """Whether the role cannot read which revision the schema is at."""

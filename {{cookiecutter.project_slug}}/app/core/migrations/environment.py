@@ -63,6 +63,7 @@ def run() -> None:
             _bring_extensions_home(connection)
         _migrate_with_retries(connection, settings)
         if writes and settings.service_role:
+            connection.commit()  # Alembic has at least read something.
             privileges.grant(connection, settings.schema_name, settings.service_role)
 
 
