@@ -69,11 +69,9 @@ def give_a_home(connection: Connection) -> None:
             return statement, values
         if server.execute(INSTALLED_IN, [unquoted(found["name"])]).fetchone():
             start, end = found.span("name")
-            return (
-                statement
-                if found["exists"]
-                else f"{statement[:start]}IF NOT EXISTS {statement[start:]}"
-            ), values
+            if not found["exists"]:
+                statement = f"{statement[:start]}IF NOT EXISTS {statement[start:]}"
+            return statement, values
         if _creates_nothing_else(statement) and _is_there(server):
             (path,) = server.execute("SHOW search_path").fetchone() or ("",)
             paths.append(path)
@@ -100,7 +98,7 @@ def bring_home(connection: Connection, *schemas: str) -> list[tuple[str, str]]:
 
 
 def out_of_sight(connection: Connection) -> str:
-    """What to do where a type or an operator is missing because its extension is not on the path."""
+    """What to do where a type or an operator is missing: its extension is not on the path."""
     seen = text(f"{ELSEWHERE} AND n.nspname <> ALL (current_schemas(true))")
     return "".join(
         f"\nExtension {name} is in schema {schema}, where this connection does not look. "

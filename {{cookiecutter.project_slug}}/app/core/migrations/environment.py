@@ -108,7 +108,7 @@ def _migrate(connection: Connection, settings: Settings) -> None:
         context.run_migrations()
 
 
-def _reset_session(*, ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+def _reset_session(ctx: Any, *_: Any, **__: Any) -> None:
     """What a revision set for itself is not for the next one."""
     ctx.connection.exec_driver_sql(RESET_SESSION)
 

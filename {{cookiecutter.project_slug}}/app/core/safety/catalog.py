@@ -6,7 +6,7 @@ The server's spelling makes two definitions comparable, whoever wrote them.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -95,6 +95,17 @@ class Catalog:
         """The definition of a table's primary key, empty without one."""
         keys = (each.definition for each in self.constraints_of(table) if each.kind == "p")
         return next(keys, "")
+
+    def by_names(self) -> set[Any]:
+        """What it says, whatever the object ids, and whether constraints are valid or not."""
+        names = {oid: table.name for oid, table in self.tables.items()}
+        columns = {(names[oid], it) for oid, each in self.columns.items() for it in each.values()}
+        constraints = {
+            (names[it.table], it.name, it.kind, it.definition) for it in self.constraints.values()
+        }
+        indexes = {(names[it.table], it.name, it.definition) for it in self.indexes.values()}
+        enums = {(it.name, it.labels) for it in self.enums.values()}
+        return {*names.values(), *columns, *constraints, *indexes, *enums}
 
     def only(self, tables: Iterable[int]) -> "Catalog":
         """What it says of these tables."""

@@ -43,12 +43,11 @@ def has_a_way_back(observed: Observed) -> bool:
 
     Data, VALIDATE, a new value of an enum and an extension that others may use have none.
     """
-    named = [_by_names(each) for each in (observed.before, observed.after)]
     things = [
         {each for each in objects.values() if each.kind != "extension"}
         for objects in (observed.objects_before, observed.objects_after)
     ]
-    return named[0] != named[1] or things[0] != things[1]
+    return observed.before.by_names() != observed.after.by_names() or things[0] != things[1]
 
 
 def _heard(heard: Heard) -> Iterator[Hazard]:
@@ -186,17 +185,6 @@ def _added_columns(before: Catalog, after: Catalog) -> Iterator[str]:
     for oid in before.tables.keys() & after.tables.keys():
         for name in after.columns_of(oid).keys() - before.columns_of(oid).keys():
             yield f"{after.tables[oid].name}.{name}"
-
-
-def _by_names(found: Catalog) -> set[Any]:
-    """What a catalog says, whatever the object ids, and whether it is validated or not."""
-    names = {oid: table.name for oid, table in found.tables.items()}
-    columns = {(names.get(oid), it) for oid, each in found.columns.items() for it in each.values()}
-    constraints = {
-        (names.get(it.table), it.name, it.kind, it.definition) for it in found.constraints.values()
-    }
-    indexes = {(names.get(it.table), it.name, it.definition) for it in found.indexes.values()}
-    return {*names.values(), *columns, *constraints, *indexes}
 
 
 def _without_echoes(found: list[Hazard]) -> Iterator[Hazard]:

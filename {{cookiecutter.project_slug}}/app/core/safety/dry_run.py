@@ -27,6 +27,7 @@ from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import reason
 from app.core.safety import catalog, concurrently, objects
 from app.core.safety.catalog import Catalog
+from app.core.safety.copy import CannotCopy, copy
 from app.core.safety.objects import Object
 from app.core.safety.proxies import proxies
 from app.core.safety.scratch import Scratch
@@ -65,6 +66,11 @@ OTHER_SCHEMAS = (
 INITIALLY_DEFERRED = (
     "SELECT DISTINCT quote_ident(conname) FROM pg_constraint"
     " WHERE condeferred AND connamespace = to_regnamespace(%s)"
+)
+
+ONLY_VALIDATES = re.compile(
+    r"\s*alter\s+table\s+(if\s+exists\s+)?(only\s+)?\S+\s+validate\s+constraint\s+[^,;]+;?\s*",
+    re.IGNORECASE,
 )
 
 Work = Callable[[], object]
@@ -145,7 +151,7 @@ class DryRun:
         driver: Any = connection.connection.driver_connection
         self._server = Cursor(driver)
         others = {*connection.scalars(text(OTHER_SCHEMAS))} - {schema, settings.schema_name}
-        self.scratch = Scratch(settings.schema_name, schema, others, self._copy)
+        self.scratch = Scratch(settings.schema_name, schema, others, self._copy_another)
         self.observed = self._nothing_observed()
         self._latest = self.observed.before
         self._known: tuple[Catalog, dict[int, Object]] | None = None
@@ -172,13 +178,18 @@ class DryRun:
         Where `at_current` says that the real schema is in this very state, its structure is copied:
         the upgrade will meet that. Else, or where there can be no copy, the history is built anew.
         """
+        no_copy = ""
+        if at_current:
+            try:
+                self._copy_the_real_one()
+                return
+            except CannotCopy as error:
+                no_copy = f"{error}, and "
         try:
             self._build_anew(history)
-        except CannotJudge:
-            raise
         except (Exception, SystemExit) as error:
             why = self.scratch.plain(reason(error))
-            raise CannotJudge(f"the history does not build anew: {why}") from error
+            raise CannotJudge(f"{no_copy}the history does not build anew: {why}") from error
 
     def observe(self, works: Iterable[Work]) -> Observed:
         """Run the parts of one revision; after a statement that fails the next parts go on."""
@@ -215,8 +226,25 @@ class DryRun:
         nothing = Catalog({}, {}, {}, {}, {}, {})
         return Observed(nothing, nothing, {}, {}, self.scratch.plain)
 
-    def _copy(self, real: str, own: str) -> None:
-        raise CannotJudge(f"it names the schema {real}, which a dry run must not touch")
+    def _copy_the_real_one(self) -> None:
+        real = self.settings.schema_name
+        with self.connection.begin_nested():
+            copy(self.connection, real, self.schema)
+            known = self._read()
+            if known[0].by_names() != catalog.read(self.connection, real).by_names():
+                raise CannotCopy(f"a copy of schema {real} differs from it")
+        self._known = known
+
+    def _copy_another(self, real: str, own: str) -> None:
+        """A revision names a schema that is not ours: it gets a copy of that, too."""
+        running, self._running = self._running, False
+        self._server.execute(f"CREATE SCHEMA {own}")
+        try:
+            copy(self.connection, real, own)
+        except CannotCopy as error:
+            raise CannotJudge(f"it names another schema, and {error}") from None
+        finally:
+            self._running = running
 
     def _build_anew(self, history: Iterable[Script]) -> None:
         self.scratch.from_nothing = True
@@ -560,8 +588,7 @@ def _misses_an_extension(error: BaseException) -> bool:
 
 
 def _only_validates(statement: Statement) -> bool:
-    only = r"(?is)\s*alter\s+table\s+(if\s+exists\s+)?(only\s+)?\S+\s+validate\s+constraint\s+[^,;]+;?\s*"
-    return re.fullmatch(only, statement.text) is not None
+    return ONLY_VALIDATES.fullmatch(statement.text) is not None
 
 
 def _as_string(query: Any, cursor: Cursor[Any]) -> str:

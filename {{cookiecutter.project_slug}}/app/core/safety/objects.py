@@ -4,26 +4,28 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, text
 
-NOT_OF_AN_EXTENSION = (
-    "NOT EXISTS (SELECT FROM pg_depend d WHERE (d.classid, d.objid) = ({}) AND d.deptype = 'e')"
-)
 # A sequence of a column goes with it, and no code calls a trigger's function.
-OBJECTS = f"""
-    SELECT CASE c.relkind WHEN 'v' THEN 'view' ELSE 'sequence' END, c.oid, c.relname
-    FROM pg_class c WHERE c.relnamespace = to_regnamespace(:schema) AND c.relkind IN ('v', 'S')
-    AND NOT EXISTS (SELECT FROM pg_depend d WHERE (d.classid, d.objid) = ('pg_class'::regclass, c.oid)
-        AND d.deptype IN ('a', 'i') AND d.refobjsubid > 0)
-    AND {NOT_OF_AN_EXTENSION.format("'pg_class'::regclass, c.oid")}
-    UNION ALL SELECT 'function', p.oid, p.proname FROM pg_proc p
-    WHERE p.pronamespace = to_regnamespace(:schema) AND p.prorettype <> 'trigger'::regtype
-    AND {NOT_OF_AN_EXTENSION.format("'pg_proc'::regclass, p.oid")}
-    UNION ALL SELECT 'type', t.oid, t.typname FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
-    WHERE t.typnamespace = to_regnamespace(:schema)
-    AND (t.typtype IN ('e', 'd', 'r') OR c.relkind = 'c')
-    AND {NOT_OF_AN_EXTENSION.format("'pg_type'::regclass, t.oid")}
-    UNION ALL SELECT 'trigger', t.oid, t.tgname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
-    WHERE c.relnamespace = to_regnamespace(:schema) AND NOT t.tgisinternal
-    UNION ALL SELECT 'extension', oid, extname FROM pg_extension
+OBJECTS = """
+    WITH members AS (SELECT classid, objid FROM pg_depend WHERE deptype = 'e'),
+    parts AS (SELECT classid, objid FROM pg_depend WHERE deptype IN ('a', 'i') AND refobjsubid > 0),
+    objects (catalog, kind, oid, name) AS (
+        SELECT 'pg_class'::regclass, CASE relkind WHEN 'v' THEN 'view' ELSE 'sequence' END,
+            oid, relname
+        FROM pg_class WHERE relnamespace = to_regnamespace(:schema) AND relkind IN ('v', 'S')
+        AND ('pg_class'::regclass, oid) NOT IN (SELECT classid, objid FROM parts)
+        UNION ALL SELECT 'pg_proc'::regclass, 'function', oid, proname FROM pg_proc
+        WHERE pronamespace = to_regnamespace(:schema) AND prorettype <> 'trigger'::regtype
+        UNION ALL SELECT 'pg_type'::regclass, 'type', t.oid, t.typname
+        FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+        WHERE t.typnamespace = to_regnamespace(:schema)
+        AND (t.typtype IN ('e', 'd', 'r') OR c.relkind = 'c')
+        UNION ALL SELECT 'pg_trigger'::regclass, 'trigger', t.oid, t.tgname
+        FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+        WHERE c.relnamespace = to_regnamespace(:schema) AND NOT t.tgisinternal
+        UNION ALL SELECT 'pg_extension'::regclass, 'extension', oid, extname FROM pg_extension
+    )
+    SELECT kind, oid, name FROM objects
+    WHERE (catalog, oid) NOT IN (SELECT classid, objid FROM members)
 """
 
 

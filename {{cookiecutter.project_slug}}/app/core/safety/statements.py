@@ -154,7 +154,7 @@ def _on_whole_tables(words: str) -> Iterator[Hazard]:
 
 
 def _new_values_in_use(ran: list[Statement]) -> Iterator[Hazard]:
-    """A dry run makes the types themselves, and so the server allows there what it refuses later."""
+    """In a dry run the types are new, and so the server allows there what it refuses later."""
     added: set[str] = set()
     for statement in ran:
         if statement.autocommit:

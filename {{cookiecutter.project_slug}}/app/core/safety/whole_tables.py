@@ -20,7 +20,8 @@ SELECTIVE = re.compile(
 CHOSEN = re.compile(r"\b(?:values|unnest|limit|fetch)\b", re.IGNORECASE)
 COLUMN = r'(?:"?\w+"?\.)?"?(?P<column>\w+)"?'
 ALWAYS_TRUE = re.compile(
-    r"""(?ix) true | not \s+ false | (?P<it>[\w.']+) \s* = \s* (?P=it) | (\d+)\s*(<>|!=)\s*(?!\2\b)\d+
+    r"""(?ix) true | not \s+ false
+    | (?P<it>[\w.']+) \s* = \s* (?P=it) | (\d+)\s*(<>|!=)\s*(?!\2\b)\d+
     | (?:\w+\.)?"?(id|\w+_id|pk)"? \s* (>\s*-?\d|>=\s*[01]|<>\s*0|is\s+not\s+null) \s*"""
 )
 IS_NULL = re.compile(rf"{COLUMN}\s+is\s+null", re.IGNORECASE)
