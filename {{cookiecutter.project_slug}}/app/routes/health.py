@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.core import history, privileges
+from app.core import extensions, history, privileges
 from app.core.database import missing_connect
 from app.models import db
 
@@ -49,7 +49,7 @@ def database_state() -> tuple[str | None, str | None]:
         heads = history.heads()
     except Exception as error:
         return name, f"migrations/ cannot be read: {error}"
-    if search_path not in (schema, None):
+    if search_path not in (schema, extensions.SCHEMA, None):
         return name, f"The connection is in schema {search_path}, not {schema}: DATABASE_POOLED?"
     if current == heads:
         return name, None

@@ -31,6 +31,7 @@ from app.core.safety import checks
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import CannotJudge, dry_run
 from app.core.safety.hazards import Hazard, unique, without_acknowledged
+from app.core.safety.offline import enum_labels
 from app.models import Base, db
 
 log = structlog.get_logger("migrations")
@@ -64,6 +65,8 @@ class Autogenerate:
             return model_checks.at_models(self.settings)
         except OperationalError:
             raise  # a table is in use
+        except CannotJudge as error:
+            raise CommandError(f"The models cannot be built in a dry run: {error}") from None
         except SQLAlchemyError as error:
             raise CommandError(f"The models can not be built: {reason(error)}") from None
 
@@ -163,12 +166,15 @@ class Autogenerate:
                 run.start(before, at_current=True)
             except CannotJudge as error:
                 raise CommandError(f"The change can not be judged: {error}") from None
-            removed = [*model_checks.removed_enum_values(run.labels)]
+            removed = [*model_checks.removed_enum_values(enum_labels(before))]
             for _, operations in steps.revisions():
                 works = (_running(migration, each) for each in operations)
-                hazards += checks.hazards(run.observe(works))
-            # Where something failed, what is missing after it is no second finding.
-            if not any(each.name == "fails" for each in hazards):
+                observed = run.observe(works)
+                hazards += checks.hazards(observed)
+                # Where something failed, what is missing after it is no second finding.
+                if observed.failures:
+                    break
+            else:
                 known = {each.where for each in hazards}
                 hazards += [
                     each

@@ -8,12 +8,12 @@ from alembic.operations import ops
 from sqlalchemy import Enum
 
 from app.config import Settings
-from app.core.database import quote
 from app.core.migrations.safe_operations import Steps
 from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
-from app.core.safety.dry_run import DryRun, dry_run, typed_columns
+from app.core.safety.dry_run import DryRun, dry_run
 from app.core.safety.hazards import Hazard
+from app.core.safety.offline import typed_columns
 from app.models import db
 
 
@@ -21,14 +21,9 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
     tables = [table for table in db.metadata.tables.values() if table.schema is None]
     with dry_run(settings) as run:
-        name = f"{run.schema}_models"
-        run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        run.connection.exec_driver_sql(
-            f"SET LOCAL search_path = {name}, {quote(settings.schema_name)}"
-        )
         db.metadata.create_all(run.connection, tables, checkfirst=False)
         return (
-            catalog.read(run.connection, name),
+            catalog.read(run.connection, run.schema),
             catalog.read(run.connection, settings.schema_name),
         )
 
