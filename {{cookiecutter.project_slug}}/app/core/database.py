@@ -16,8 +16,8 @@ CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
 
 
-# A name as SQL spells it: quoted where it must be.
-quote = PGDialect().identifier_preparer.quote  # type: ignore[no-untyped-call]
+# A name as SQL spells it: quoted where it must be, and with a single % for text() to double.
+quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
 class DatabaseUnavailable(SystemExit):

@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core import history
 from app.core.database import quote
-from app.core.database_errors import reason
+from app.core.database_errors import explained, reason
 
 BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
 JOIN_THE_HEADS = 'Join them: flask db merge heads -m "join two branches"'
@@ -65,7 +65,7 @@ def failure(error: DBAPIError, connection: Connection) -> str:
         heading = "Bad data found by VALIDATE"
     statement = " ".join((error.statement or "").split())[:300]
     return (
-        f"The revision after {at} failed: {reason(error)}\n  in: {statement}\n"
+        f"The revision after {at} failed: {explained(error)}\n  in: {statement}\n"
         f"The database is at {at}; nothing of a failed transaction stays. "
         f"See docs/recovery.md, {heading}."
     )

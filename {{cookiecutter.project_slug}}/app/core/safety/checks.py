@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError
 
-from app.core.database_errors import reason
+from app.core.database_errors import explained
 from app.core.safety import catalog, statements
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import Heard, Observed
@@ -150,6 +150,6 @@ def _failure(error: DBAPIError) -> Hazard:
         return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
     retyped = RETYPING.search(error.statement or "")
     if retyped and isinstance(error.orig, errors.DatatypeMismatch):
-        detail = f" (the server says: {reason(error)})"
+        detail = f" (the server says: {explained(error)})"
         return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
-    return Hazard("fails", detail=reason(error))
+    return Hazard("fails", detail=explained(error))

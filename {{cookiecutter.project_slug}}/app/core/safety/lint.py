@@ -86,7 +86,7 @@ def _judge_all(
             if verdict.not_judged and trouble is None:
                 trouble = f"the revision before it could not be judged ({each.revision})"
             if each.revision in ids:
-                earlier = history.unused_columns(everything[: everything.index(each)])
+                earlier = history.recorded_as_unused(everything[: everything.index(each)])
                 _apply_acknowledgements(verdict, each, earlier)
                 result.verdicts.append(verdict)
 
@@ -116,7 +116,7 @@ def _judge_one(script: Script, run: DryRun | None, trouble: str | None) -> Verdi
 def _apply_acknowledgements(verdict: Verdict, script: Script, unused: set[str]) -> None:
     reasons = dict(getattr(script.module, "acknowledged", {}))
     for hazard in verdict.hazards:
-        if hazard.name == "column-drop" and hazard.where in unused:
+        if hazard.name in ("column-drop", "table-drop") and hazard.where in unused:
             reasons.setdefault(hazard.key, "an earlier revision says that it is not used any more")
     left = without_acknowledged(verdict.hazards, reasons)
     verdict.acknowledged = {
