@@ -147,7 +147,8 @@ def _render_outside_transaction(context: AutogenContext, block: OutsideTransacti
 @renderers.dispatch_for(AlterWithCast)
 def _render_cast(context: AutogenContext, change: AlterWithCast) -> str:
     call = "\n".join(render_op(context, change.alter))
-    return f"{call.removesuffix(')')},\n               postgresql_using={change.using!r})"
+    using = change.using.replace("%", "%%")  # Alembic hands it to the driver as it is
+    return f"{call.removesuffix(')')},\n               postgresql_using={using!r})"
 
 
 @renderers.dispatch_for(ReversibleSQL)
