@@ -1,7 +1,7 @@
 """Finish the new project: keep what was chosen, then install it and write its first migration.
 
-Only the standard library: hooks run in Cookiecutter's own Python. A step that fails never fails the
-hook, because Cookiecutter would delete the project; it prints the command that does the rest later.
+Only the standard library: hooks run in Cookiecutter's own Python. A failing step never fails the
+hook, because Cookiecutter would delete the project; it prints a command that does the rest later.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from typing import List, NamedTuple, Optional
 WINDOWS = os.name == "nt"
 COOKIECUTTER = os.getppid()
 RECEIVED = []
-# Only noted here, so that none can arrive at a bad moment: `interrupted` looks.
+# A signal is only noted, so that none can strike at a bad moment; `interrupted` checks for them.
 for number in [signal.SIGINT, signal.SIGTERM, *([] if WINDOWS else [signal.SIGHUP])]:
     signal.signal(number, lambda received, _: RECEIVED.append(received))
 
-# tojson writes no single quote, and a raw string leaves its backslashes alone.
+# tojson never writes a single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
-# What depends on an answer: for each file its name in .choices/ and its name in the project.
+# Files that depend on an answer: for each, its name in .choices/ and its name in the project.
 CHOICES = {
     "license": {
         "MIT": {"LICENSE-MIT": "LICENSE"},
@@ -52,18 +52,18 @@ CHOICES = {
 
 PYTHON = os.path.join(".venv", *(["Scripts", "python.exe"] if WINDOWS else ["bin", "python"]))
 FLASK = [PYTHON, "-m", "flask", "db"]
-# Settings of other services in the caller's shell: the first migration is not about their database.
+# Settings of other services in the caller's shell; their database is none of our business.
 FOREIGN = ["APP_ENV", "DATABASE_URL", "DATABASE_URL_MIGRATIONS", "DATABASE_POOLED", "SCHEMA"]
 FOREIGN += ["PORT", "LOG_LEVEL", "FLASK_APP", "FLASK_SKIP_DOTENV", "FLASK_DB_INIT_TEMPLATE"]
 FOREIGN += ["VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "UV_NO_DEV", "UV_FROZEN", "UV_LOCKED"]
 FOREIGN += ["PYTHONHOME", "PYTHONPATH"]
-# Of a repository whose own hook generates this project.
+# From a repository whose own git hook generates this project.
 FOREIGN += ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"]
 FOREIGN += ["GIT_PREFIX"]
 
 
 class Step(NamedTuple):
-    """One command; `unless` is a path that says it was done, `later` what is run instead later."""
+    """One command. `unless`: a path that shows it is done. `later`: what to run instead later."""
 
     name: str
     command: List[str]
@@ -78,7 +78,7 @@ def main():
     started = time.monotonic()
     keep_what_was_chosen()
     if is_compared():
-        remember_for_the_merge()
+        help_the_merge(os.environ.get("PWD", ""))
         return
     write_env()
     installing, committing = install_steps(), git_steps()
@@ -89,12 +89,12 @@ def main():
     elif run_steps(installing + committing):
         say(f"All this took {time.monotonic() - started:.1f} s.")
         if "_commit" in ANSWERS:
-            say("cruft writes .cruft.json now: commit it, later versions are brought by it.")
+            say("cruft now writes .cruft.json: commit it, since later versions need it.")
         say(f"Start it: cd {quoted(os.getcwd())} && ./init.sh")
 
 
 def is_compared():
-    """Whether this is for `cruft update` or `cruft diff`, which throw the project away."""
+    """Whether this is for `cruft update` or `cruft diff`, which only compare and discard it."""
     if "_commit" not in ANSWERS:
         return False
     try:
@@ -106,20 +106,46 @@ def is_compared():
     return commands[:1] in (["diff"], ["update"])
 
 
-def remember_for_the_merge():
+def help_the_merge(project):
+    """Give cruft what it needs to bring all changes to the project as one merge."""
+    if os.path.exists(os.path.join(project, ".cruft.json")):
+        keep_changes_of_removed_files(Path(project))
+        remember_for_the_merge(project)
+
+
+def keep_changes_of_removed_files(project):
+    """Keep a file as NAME.ours if this version no longer has it but the project changed it.
+
+    git cannot merge a change into a removal, and then cruft merges none of the other files either.
+    To git, a copy of the old file is a rename, which takes the project's changes along. cruft runs
+    this hook in its clone of the template, next to the old version.
+    """
+    old = Path(f"/proc/{COOKIECUTTER}/cwd").resolve().parent / "current_template"
+    if not old.exists():
+        return
+    options = ["--no-index", "--name-status", "--diff-filter=D", "-z"]
+    removed = run(["git", "diff", *options, str(old), "."]).stdout.split("\0")[1::2]
+    for file in map(Path, removed):
+        name = file.relative_to(old)
+        changed = project / name
+        if changed.is_file() and changed.read_bytes() != file.read_bytes():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(str(file), f"{name}.ours")
+            say(f"{name}: this version no longer has it; your changed file is kept as {name}.ours")
+
+
+def remember_for_the_merge(project):
     """Give the updated project's git the files as the template made them.
 
-    cruft applies its changes by `git apply --3way`, which merges only what it has the origin of;
-    the clone of somebody else has not.
+    cruft applies its changes with `git apply --3way`, which can only merge a file whose original
+    git has. A clone on another machine does not have it.
     """
-    project = os.environ.get("PWD", "")
-    if os.path.exists(os.path.join(project, ".cruft.json")):
-        files = [str(path.resolve()) for path in Path().rglob("*") if path.is_file()]
-        run(["git", "-C", project, "hash-object", "-w", "--no-filters", *files])
+    files = [str(path.resolve()) for path in Path().rglob("*") if path.is_file()]
+    run(["git", "-C", project, "hash-object", "-w", "--no-filters", *files])
 
 
 def keep_what_was_chosen():
-    """Move the files of the chosen answers to their places, where the user has none yet."""
+    """Move the files of the chosen answers into place, unless the user already has one there."""
     for question, answers in CHOICES.items():
         for answer, files in answers.items():
             for choice, name in files.items():
@@ -149,12 +175,12 @@ def write_env():
 
 
 def install_steps():
-    """The commands from a rendered project to an upgraded database."""
+    """The commands that lead from a rendered project to an upgraded database."""
     if shutil.which("uv"):
-        # Relocatable: its scripts work after the project is moved.
+        # Relocatable: the scripts still work after the project is moved.
         venv = ["uv", "venv", "--quiet", "--clear", "--relocatable"]
         sync = ["uv", "sync", "--quiet", "--compile-bytecode"]
-        # Later anew: an interrupted installation leaves half a package that looks like a whole one.
+        # Later from scratch: an interrupted installation leaves half a package that looks whole.
         steps = [
             Step("environment", venv, unless=PYTHON, later=[]),
             Step("dependencies", sync, later=[venv, sync]),
@@ -178,31 +204,31 @@ def install_steps():
 
 
 def git_steps():
-    """The commands to a first commit, none inside somebody's repository."""
+    """The commands that make the first commit; none inside somebody's repository."""
     template = f"cookiecutter-flask-postgres {ANSWERS['_version']}"
     commit = ["commit", "--quiet", "-m", f"Generate the project from {template}"]
     if shutil.which("git"):
         inside = run(["git", "rev-parse", "--is-inside-work-tree"])
         if inside.returncode == 0 or "dubious ownership" in inside.stdout:
-            say("git: left alone, this folder is inside a repository already")
+            say("git: skipped, this folder is already inside a repository")
             return []
         knows_me = run(["git", "var", "GIT_COMMITTER_IDENT"]).returncode == 0
     else:
         knows_me = False
-    # A name without a letter or digit is none to git.
+    # git does not accept a name without a letter or digit.
     name = ANSWERS["author_name"] if re.search(r"\w", ANSWERS["author_name"]) else "The team"
     me = ["-c", f"user.name={' '.join(name.split())}", "-c", "user.email=you@example.com"]
     later_commit = [["git", *([] if knows_me else me), *commit]]
     return [
         Step("git init", ["git", "init", "--quiet"]),
         Step("git add", ["git", "add", "--all"]),
-        # git makes this file with the first commit.
+        # git creates this file with the first commit.
         Step("first commit", ["git", *commit], unless=".git/logs/HEAD", later=later_commit),
     ]
 
 
 def run_steps(steps):
-    """Run the commands; at the first that fails say why, and what does the rest."""
+    """Run the commands; if one fails, say why and print the command that does the rest."""
     for number, step in enumerate(steps):
         if step.unless and Path(step.unless).exists():
             continue
@@ -218,7 +244,7 @@ def run_steps(steps):
 
 
 def failure_of(command):
-    """The reason in one line, empty when the command did its work."""
+    """The reason in one line, or nothing if the command succeeded."""
     try:
         result = run(command)
     except FileNotFoundError:
@@ -229,11 +255,11 @@ def failure_of(command):
         return "Interrupted."
     lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(?i)[\w.]*(error|fatal|failed)\b", line)]
-    return " ".join(errors[-1:] or lines[-3:] or ["It says nothing."])[:500]
+    return " ".join(errors[-1:] or lines[-3:] or ["It printed nothing."])[:500]
 
 
 def run(command):
-    """Run a command to its end; when this hook is interrupted, end it and all that it started."""
+    """Run a command; if this hook is interrupted, end the command and everything it started."""
     if interrupted():
         return subprocess.CompletedProcess(command, 1, "")
     process = subprocess.Popen(
@@ -277,19 +303,19 @@ def environment():
 
 
 def cacheless():
-    """What uv needs where it can not write its cache."""
+    """What uv needs where it cannot write its cache."""
     told = {"UV_CACHE_DIR", "XDG_CACHE_HOME"} & set(os.environ)
     writable = os.access(os.path.expanduser("~"), os.W_OK)
     return {} if told or writable else {"UV_NO_CACHE": "1"}
 
 
 def say_later(steps):
-    say("The project stays; this does the rest later:")
+    say("The project stays. This command does the rest later:")
     say(later(steps))
 
 
 def later(steps):
-    """A command line that does these steps from anywhere, and may be run again."""
+    """A command line that runs these steps from anywhere, and can be run again."""
     if WINDOWS:
         steps = [step for step in steps if not (step.unless and Path(step.unless).exists())]
         commands = [command for step in steps for command in step.commands()]
@@ -308,7 +334,7 @@ def quoted(path):
 
 
 def find_python():
-    """This Python if it is new enough for the project, else the newest on the PATH."""
+    """This Python if it is new enough for the project, otherwise the newest on the PATH."""
     if sys.version_info >= (3, 11):
         return sys.executable
     names = ["python3.14", "python3.13", "python3.12", "python3.11"]
@@ -318,22 +344,22 @@ def find_python():
 def say(line, end="\n"):
     try:
         print(line, end=end, flush=True)
-    except OSError:  # nobody reads, or the disk is full
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to the end
+    except OSError:  # nobody is reading, or the disk is full
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open to the end
 
 
 def interrupted():
-    """Whether somebody wants an end: by a signal, or by one that Cookiecutter did not survive."""
+    """Whether to stop: a signal arrived here, or one has ended Cookiecutter."""
     return bool(RECEIVED) or os.getppid() != COOKIECUTTER
 
 
-for standard in range(3):  # a closed one would be taken by the next file
+for standard in range(3):  # the next file would take the place of a closed one
     try:
         os.fstat(standard)
     except OSError:
         os.open(os.devnull, os.O_RDWR)
-sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - to the end
-# What is printed is pasted: a path or name arrives whole, whatever the locale says.
+sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open to the end
+# People paste what is printed: paths and names must be exact, whatever the locale.
 sys.stdout.reconfigure(
     encoding=sys.stdout.encoding if WINDOWS else "utf-8",
     errors="backslashreplace" if WINDOWS else "surrogateescape",
@@ -341,5 +367,5 @@ sys.stdout.reconfigure(
 
 try:
     main()
-except Exception as error:  # noqa: BLE001 - a failing hook loses the project
+except Exception as error:  # noqa: BLE001 - if the hook fails, the project is lost
     say(f"The project is here, but not finished: {error!r}")

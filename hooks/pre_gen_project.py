@@ -1,4 +1,4 @@
-"""Refuse bad answers before a file is written, all at once, each with a value that would do.
+"""Refuse bad answers before a file is written, all at once, each with a value that works.
 
 Only the standard library: hooks run in Cookiecutter's own Python.
 """
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-# tojson writes no single quote, and a raw string leaves its backslashes alone.
+# tojson never writes a single quote, and a raw string leaves its backslashes alone.
 ANSWERS = json.loads(r"""{{ cookiecutter | tojson }}""")
 
 FREE_TEXT = {
@@ -21,7 +21,8 @@ FREE_TEXT = {
     "author_name": "The team",
 }
 LONGEST_TEXT = 1000
-# What Cookiecutter would change on the command line; and our Jinja, as this is a template itself.
+# What Cookiecutter would render on the command line, and Jinja's braces, spelled so that this file,
+# which is a template itself, does not render them.
 JINJA, OPEN, CLOSE = r"\{[\{\x25\x23]|\r", "{" * 2, "}" * 2
 CHOICES = {
     "postgres_version": ["18", "17", "16"],
@@ -29,7 +30,7 @@ CHOICES = {
     "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
     "ci": ["GitHub Actions", "GitLab CI", "none"],
 }
-LONGEST_NAME = 63  # of a host, which a container's name is, and of a schema
+LONGEST_NAME = 63  # for host names, which containers use, and for schemas
 SLUG = r"[a-z][a-z0-9]*([-_][a-z0-9]+)*"
 SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
 
@@ -39,7 +40,7 @@ OWN_IGNORED = r"(^|/)(\.(env|venv|postgres|\w+_cache)|__pycache__|build|[^/]*\.e
 KEYWORDS = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist]}
 DEVICES = {"aux", "con", "nul", "prn"}
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
-# What the project installs: distributions and their modules.
+# Distributions that the project installs, and their modules.
 DEPENDENCIES = set(
     re.findall(
         r"\w+",
@@ -68,30 +69,30 @@ def main():
 
 
 def faults():
-    """Each question, with the rule that its answer breaks and an answer that would do, or None."""
+    """Each question, with None or the rule that its answer breaks and an answer that works."""
     for name, example in FREE_TEXT.items():
         yield name, text_fault(ANSWERS[name], example)
     yield "project_slug", slug_fault(ANSWERS["project_slug"])
     yield "db_schema", schema_fault(ANSWERS["db_schema"])
     for name, choices in CHOICES.items():
         if ANSWERS[name] not in choices:
-            yield name, (f"It is one of {', '.join(choices)}.", choices[0])
+            yield name, (f"It must be one of {', '.join(choices)}.", choices[0])
     if not isinstance(ANSWERS["install"], bool):
         no = str(ANSWERS["install"]).strip().lower() in ("", "0", "f", "false", "n", "no", "off")
-        yield "install", ("It is yes or no.", not no)
+        yield "install", ("It must be yes or no.", not no)
 
 
 def text_fault(value, example):
     if not isinstance(value, str):
-        return "It is text.", example
+        return "It must be text.", example
     text = value.replace("\0", "").encode("utf-8", "ignore").decode().strip()
     better = text if any(map(is_visible, text)) else example
     if not any(map(is_visible, value)):
-        return "It is not empty: the first page, README.md or the license shows it.", better
+        return "It must not be empty: the first page, README.md or the license shows it.", better
     if len(value) > LONGEST_TEXT:
-        return f"It has {len(value)} characters; {LONGEST_TEXT} are enough.", better[:80].strip()
+        return f"It has {len(value)} characters; the limit is {LONGEST_TEXT}.", better[:80].strip()
     if "\0" in value or len(text) < len(value.strip()):
-        return "It has a NUL or a part of a character, which no file of text can hold.", better
+        return "It has a NUL or half a character, which no text file can hold.", better
     return None
 
 
@@ -105,13 +106,11 @@ def slug_fault(value):
         better = f"{better}-service"
     rule = "It names the folder, the distribution and the image"
     if not isinstance(value, str) or not re.fullmatch(SLUG, value) or len(value) > LONGEST_NAME:
-        rule += ": lower-case letters and digits, with single - or _ between them, beginning with "
+        rule += ": lower-case letters and digits, with single - or _ between them, starting with "
         return f"{rule}a letter, at most {LONGEST_NAME}.", better
     if not is_free(value):
-        rule += (
-            ", and can not be the name of a Python keyword, of a module of the standard library, "
-        )
-        rule += "of a package that the project uses or of a folder in it, or of a Windows device."
+        rule += ", and cannot be a Python keyword or the name of a standard library module, "
+        rule += "of a package that the project uses, of a folder in it, or of a Windows device."
         return rule, better
     return None
 
@@ -127,8 +126,8 @@ def schema_fault(value):
         return None
     better = re.sub("^(pg_)+", "", as_name(value, "_", "service")) or "service"
     better = better if re.fullmatch(SCHEMA, better) else f"service_{better}"
-    rule = "It has lower-case letters, digits and _, begins with a letter or _, not with pg_, has "
-    return f"{rule}at most {LONGEST_NAME} of them, and is not information_schema.", better
+    rule = "It has lower-case letters, digits and _, starts with a letter or _, not with pg_, has "
+    return f"{rule}at most {LONGEST_NAME} characters, and is not information_schema.", better
 
 
 def as_name(value, joint, fallback):
@@ -154,10 +153,10 @@ def shown(value):
 
 
 def command_line(found):
-    """What was asked for, with the corrected values."""
+    """The command line that was given, with the corrected values."""
     answers = {name: value for name, value in ANSWERS.items() if not name.startswith("_")}
     answers.update({question: better for question, (_, better) in found.items()})
-    # On the command line Cookiecutter renders an answer; a string in Jinja comes out as it was.
+    # Cookiecutter renders answers on the command line; a Jinja string comes out as it went in.
     answers = {
         name: f"{OPEN} {value!a} {CLOSE}" if re.search(JINJA, str(value)) else value
         for name, value in answers.items()
@@ -179,26 +178,26 @@ def command_line(found):
 
 
 def launcher(program):
-    """The words that start it; uvx puts it on the PATH for itself only."""
+    """The words that start it; uvx puts it on the PATH only for itself."""
     known = shutil.which(program) and "UV" not in os.environ
     return [program] if known else [sys.executable, "-m", program]
 
 
 def place_faults():
-    """Why the project can not be where it shall be."""
+    """Why the project cannot be generated here."""
     if re.search(UNUSABLE, os.getcwd()):
-        yield f"  {os.getcwd()} is no place for it"
-        yield '    PostgreSQL and Alembic can not work in a path that has % " $ ` or a line break.'
-        yield "    Generate it into another folder with --output-dir."
+        yield f"  {os.getcwd()} cannot hold the project"
+        yield '    PostgreSQL and Alembic do not work in a path with % " $ ` or a line break.'
+        yield "    Choose another folder with --output-dir."
     in_danger = sorted(files_in_danger())
     if in_danger:
-        yield f"  {os.getcwd()} has files already: {', '.join(in_danger[:3])}"
-        yield "    Files of the same name would be written over, and git could not bring them back."
-        yield "    Commit them first, or generate into another folder with --output-dir."
+        yield f"  {os.getcwd()} already has files: {', '.join(in_danger[:3])}"
+        yield "    Files of the same name would be overwritten, and git could not bring them back."
+        yield "    Commit them first, or choose another folder with --output-dir."
 
 
 def files_in_danger():
-    """What is here and not committed, but for what the project itself ignores."""
+    """What is here and not committed, except what the project itself ignores."""
     names = set(os.listdir()) - {".git"}
     if not names:
         return set()
@@ -224,7 +223,7 @@ def files_in_danger():
     }
 
 
-# As it is pasted, whatever the locale says.
+# Pasted text must be exact, whatever the locale.
 if sys.stderr and os.name != "nt":
     sys.stderr.reconfigure(encoding="utf-8", errors="surrogateescape")
 main()

@@ -1,4 +1,4 @@
-"""Real generated projects: rendered by the command line, installed by the hooks, run by init.sh."""
+"""Real generated projects: rendered on the command line, installed by the hooks, run by init.sh."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ DEFAULTS: dict[str, object] = {
     "install": False,
 }
 FREE_TEXT = ["project_name", "description", "author_name"]
-# What people type where anything can be typed.
+# What people type when they can type anything.
 TYPED = [
     """O'Neil "the \\ back" & <b>co</b>""",
     "{{ 7*7 }} {{cookiecutter.project_slug}} {{ cookiecutter.nothing }}",
@@ -46,7 +46,7 @@ TYPED = [
 ]
 
 COOKIECUTTER = [sys.executable, "-m", "cookiecutter", str(TEMPLATE)]
-PATIENCE = 120  # seconds: these machines are slow at times, and no test is about speed
+PATIENCE = 120  # seconds: test machines can be slow, and no test is about speed
 
 
 IDENTITY = {
@@ -78,7 +78,7 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
 
 
 def run(*command: str | Path, cwd: Path | None = None, **environment: str | None):
-    """Run a command to its end; stdout and stderr come together."""
+    """Run a command to its end; stdout and stderr are one stream."""
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -100,7 +100,7 @@ def generate(
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What is in the folder and belongs to the project, by path."""
+    """The files in the folder that belong to the project, by path."""
     return {
         file.relative_to(folder).as_posix(): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -110,7 +110,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def replay(folder: Path, **answers: object):
-    """Generate from a file of answers: Cookiecutter takes what it says without a look."""
+    """Generate from a file of answers, which Cookiecutter accepts unchecked."""
     file = folder / "answers.json"
     file.write_text(json.dumps({"cookiecutter": {**DEFAULTS, **answers}}))
     options = ["--default-config", "--replay-file", file, "--output-dir", folder / "out"]
@@ -118,14 +118,14 @@ def replay(folder: Path, **answers: object):
 
 
 def copy_template(folder: Path) -> None:
-    """Copy what Cookiecutter reads of this repository."""
+    """Copy the parts of this repository that Cookiecutter reads."""
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("cookiecutter.json", "hooks", "{{cookiecutter.project_slug}}"):
         run("cp", "-r", TEMPLATE / part, folder / part)
 
 
 def commit(folder: Path, message: str) -> None:
-    """Commit all that is there, as the first commit in a folder that is no repository yet."""
+    """Commit everything in the folder, which becomes a repository if it is not one yet."""
     for words in (
         ["init", "--quiet"],
         ["add", "--all"],
@@ -154,7 +154,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def save_until(file: Path, text: str, condition: Callable[[], object], what: str) -> None:
-    """Save the file, as a person does, again and again if the reloader was not watching yet."""
+    """Save the file as a person would, repeatedly in case the reloader is not watching yet."""
     due, pause = 0.0, 1.0
 
     def condition_after_a_save() -> object:
@@ -180,7 +180,7 @@ class Server:
         return requests.get(self.url + path, timeout=PATIENCE)
 
     def status(self, path: str) -> int | None:
-        """The status of the answer, None while there is none."""
+        """The status of the answer, or None while there is no answer."""
         assert self.process.poll() is None, self.log.read_text()
         try:
             return self.get(path).status_code
@@ -188,7 +188,7 @@ class Server:
             return None
 
     def says(self, path: str, words: str) -> bool:
-        """Whether the answer has these words, in whatever status."""
+        """Whether the answer contains these words, whatever its status."""
         try:
             return words in self.get(path).text
         except requests.RequestException:
@@ -237,7 +237,7 @@ class Project:
         return self.run(self.python, "-m", "flask", *words, **environment)
 
     def popen(self, *command: str | Path, **environment: str | None) -> subprocess.Popen[str]:
-        """Start a command; its output is read by the caller."""
+        """Start a command; the caller reads its output."""
         return subprocess.Popen(
             [str(word) for word in command],
             cwd=self.path,
@@ -249,7 +249,7 @@ class Project:
         )
 
     def sql(self, *statements: str, **environment: str | None) -> str:
-        """Run SQL through the service's own connection, each statement alone; return the rows."""
+        """Run SQL on the service's own connection, one statement at a time; return the rows."""
         command = [self.python, "-c", SQL, "AUTOCOMMIT", *statements]
         result = self.run(*command, **environment)
         assert result.returncode == 0, result.stdout
@@ -257,7 +257,7 @@ class Project:
 
     @contextlib.contextmanager
     def holding(self, statement: str, *, until_held: bool = True) -> Iterator[None]:
-        """Run a statement in a transaction that stays open until the end of the block."""
+        """Run a statement in a transaction that stays open until the block ends."""
         with self.popen(self.python, "-c", SQL, "READ COMMITTED", statement) as process:
             assert process.stdout is not None
             try:
@@ -268,7 +268,7 @@ class Project:
 
     @contextlib.contextmanager
     def starting(self, *command: str, **environment: str | None) -> Iterator[Server]:
-        """Run init.sh on a free port, and stop it in the end."""
+        """Run init.sh on a free port; stop it when the block ends."""
         port = free_port()
         log = self.path.parent / f"log of {port}"
         with log.open("w") as output:
@@ -293,13 +293,13 @@ class Project:
     def serving(
         self, *command: str, until: str = "/api/books", **environment: str | None
     ) -> Iterator[Server]:
-        """Run init.sh on a free port, and wait until it answers."""
+        """Run init.sh on a free port and wait until it answers."""
         with self.starting(*command, **environment) as server:
             wait_until(lambda: server.answers(until), "init.sh serves")
             yield server
 
     def postgres_pid(self) -> int | None:
-        """The process id of the embedded server, None when it is not running."""
+        """The process id of the embedded server, or None if it is not running."""
         try:
             lines = (self.path / ".postgres/data/postmaster.pid").read_text().splitlines()
             os.kill(int(lines[0]), 0)
@@ -310,7 +310,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default project, generated once in this process. Tests take copies of it: `project`."""
+    """The default project, generated once per process. Tests use copies of it: `project`."""
     folder = tmp_path_factory.mktemp("generated")
     result = generate(folder)
     assert result.returncode == 0, result.stdout
@@ -319,7 +319,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_project(original: Path, copy: Path) -> Project:
-    """A copy with its environment and without its database."""
+    """A copy with the environment but without the database."""
     ignored = shutil.ignore_patterns(".postgres", ".venv")
     shutil.copytree(original, copy, ignore=ignored, symlinks=True)
     shutil.copytree(original / ".venv", copy / ".venv", symlinks=True, copy_function=os.link)
@@ -328,13 +328,13 @@ def copy_project(original: Path, copy: Path) -> Project:
 
 @pytest.fixture
 def project(generated: Path, tmp_path: Path) -> Project:
-    """A copy of the default project, with its environment and without a database."""
+    """A copy of the default project, with its environment but without a database."""
     return copy_project(generated, tmp_path / "book-service")
 
 
 @pytest.fixture(scope="session")
 def seeded(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of an embedded database that is migrated and seeded, made once in this process."""
+    """The files of a migrated and seeded embedded database, made once per process."""
     project = copy_project(generated, tmp_path_factory.mktemp("seeded") / "book-service")
     assert project.flask("db", "upgrade").returncode == 0
     assert project.flask("seed", "all").returncode == 0

@@ -1,4 +1,4 @@
-"""No answer breaks a generation: it is refused with a better one, or arrives as data."""
+"""No answer breaks a generation: it arrives as data, or is refused with a better one."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ SHOWN_IN = [".choices/LICENSE-BSD-3-Clause", ".choices/LICENSE-MIT", "README.md"
 
 HOOKS = ["post_gen_project.py", "pre_gen_project.py"]
 
-# What a person could type; no NUL and no half characters.
+# What a person could type: no NUL, no half characters.
 TEXT = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
@@ -54,7 +54,7 @@ def one_line(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def render():
-    """Render as Cookiecutter does, only the files that show free text, only in memory."""
+    """Render as Cookiecutter does, but only the files that show free text, and in memory."""
     folder = TEMPLATE / "{{cookiecutter.project_slug}}"
     environment = StrictEnvironment(
         context={"cookiecutter": QUESTIONS},
@@ -111,13 +111,13 @@ def test_free_text_is_data_in_every_file(render, name, description, author):
 @settings(max_examples=24, deadline=None, database=None, derandomize=True)
 @given(name=TEXT, description=TEXT, author=TEXT)
 def test_any_text_passes_the_hooks(name, description, author):
-    """Refused if nothing of it can be seen, else a whole project with a commit."""
+    """Text without a visible character is refused; any other gives a whole, committed project."""
     answers = dict(zip(FREE_TEXT, (name, description, author), strict=True))
     with tempfile.TemporaryDirectory() as folder:
         result = replay(Path(folder), **answers)
         project = Path(folder, "out/book-service")
         if result.returncode:
-            refused = re.findall(r"  (\w+) is .*\n    It is not empty", result.stdout)
+            refused = re.findall(r"  (\w+) is .*\n    It must not be empty", result.stdout)
             assert refused, result.stdout
             assert not any(re.search(r"\w", str(answers[question])) for question in refused)
             assert not project.exists()
@@ -128,7 +128,7 @@ def test_any_text_passes_the_hooks(name, description, author):
             assert run("git", "log", cwd=project).returncode == 0
 
 
-# In the project's own environment: what its first page and its API say of it.
+# Runs in the project's own environment: what its first page and its API say about it.
 PAGES = """
 import json
 from app import create_app
@@ -224,7 +224,7 @@ def test_a_bad_answer_is_refused_with_a_better_one(tmp_path, question, answer, b
 
 
 def test_text_typed_at_the_prompts(tmp_path):
-    """One line for each question; an empty one takes the default."""
+    """One line for each question; an empty line takes the default."""
     lines = ["{{ 7*7 }}", "", "{% raw %} 'it' \"s\"", "O'Neil \\ {#", "", "", "", "", "", "n", ""]
     command = [*COOKIECUTTER, "--default-config", "--output-dir", str(tmp_path)]
     result = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
@@ -235,7 +235,7 @@ def test_text_typed_at_the_prompts(tmp_path):
     assert project["project"]["authors"] == [{"name": lines[3]}]
 
 
-def test_all_bad_answers_at_once_and_the_command_line_that_is_right(tmp_path):
+def test_all_bad_answers_are_refused_at_once_with_the_right_command_line(tmp_path):
     bad = {
         "project_name": " ",
         "project_slug": "A b",
@@ -273,13 +273,13 @@ def test_all_bad_answers_at_once_and_the_command_line_that_is_right(tmp_path):
 
 
 def test_a_refusal_under_uvx_names_the_python_that_runs_it(tmp_path):
-    """uvx puts its programs on the PATH for itself only, and tells so by UV."""
+    """uvx puts its programs on the PATH only for itself; the variable UV shows that it runs."""
     result = generate(tmp_path, "project_slug=X", UV="/usr/bin/uv")
     assert f"  {sys.executable} -m cookiecutter {TEMPLATE} " in result.stdout
 
 
 def test_the_command_line_of_a_refusal_keeps_jinja(tmp_path):
-    """Cookiecutter renders an answer of the command line, so braces are printed as a string."""
+    """Cookiecutter renders answers on the command line, so braces are printed as a Jinja string."""
     text = f"{TYPED[1]} {TYPED[3]} {TYPED[6]} {TYPED[11]}"
     result = replay(tmp_path, project_slug="X", description=text)
     repeated = run("sh", "-c", corrected_command(result.stdout), HOME=str(tmp_path))
@@ -289,7 +289,7 @@ def test_the_command_line_of_a_refusal_keeps_jinja(tmp_path):
 
 
 def test_no_dependency_is_a_slug(generated):
-    """The list in the hook is complete: what is locked, and what can be imported."""
+    """The list in the hook is complete: everything that is locked or can be imported."""
     taken = set(re.findall(r"[a-z0-9_]+", (TEMPLATE / "hooks/pre_gen_project.py").read_text()))
     locked = tomllib.loads((generated / "uv.lock").read_text())["package"]
     names = {package["name"].replace("-", "_") for package in locked} - {"book_service"}
@@ -309,7 +309,7 @@ def test_a_replay_gives_the_same_project(tmp_path):
     assert first == second
 
 
-def test_answers_of_a_configuration_file(tmp_path):
+def test_answers_from_a_configuration_file(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
         f"""
@@ -333,7 +333,7 @@ def test_answers_of_a_configuration_file(tmp_path):
 
 @pytest.fixture
 def repository(tmp_path) -> str:
-    """This template as a git repository with a tag, its address as `gh:` forms it."""
+    """This template as a git repository with a tag, at an address like those of `gh:`."""
     folder = tmp_path / "git/ORG/cookiecutter-flask-postgres.git"
     copy_template(folder)
     (tmp_path / "config.yaml").write_text(
@@ -368,8 +368,8 @@ def test_a_refusal_repeats_the_repository_and_the_tag(repository, tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--overwrite-if-exists", "--skip-if-file-exists"])
-def test_files_that_git_can_bring_back_may_be_written_over(tmp_path, option):
-    """-f alone writes over what is there, -f with -s only adds."""
+def test_files_that_git_can_bring_back_may_be_overwritten(tmp_path, option):
+    """-f alone overwrites existing files; -f with -s only adds new ones."""
     folder = tmp_path / "book-service"
     folder.mkdir()
     for name, text in {"README.md": "mine", "LICENSE": "mine", ".gitignore": ".env\n"}.items():
@@ -419,14 +419,14 @@ def a_link_elsewhere(folder: Path) -> None:
 @pytest.mark.parametrize(
     "prepare", [untracked, hidden_by_configuration, ignored, changed, a_link_elsewhere]
 )
-def test_files_that_git_can_not_bring_back_are_not_written_over(tmp_path, prepare):
+def test_files_that_git_cannot_bring_back_are_not_overwritten(tmp_path, prepare):
     folder = tmp_path / "book-service"
     folder.mkdir()
     prepare(folder)
     before = files(folder)
     refused = generate(tmp_path, "install=no", "--overwrite-if-exists")
     assert refused.returncode != 0
-    assert "has files already: README.md" in refused.stdout
+    assert "already has files: README.md" in refused.stdout
     assert files(folder) == before
     assert (folder / "README.md").read_text() == "mine"
 
@@ -440,8 +440,8 @@ def test_an_empty_repository_is_an_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["100%", 'a"b', "a$b", "a`b"])
-def test_a_place_that_nothing_can_work_in_is_refused(tmp_path, name):
+def test_a_folder_in_which_nothing_can_work_is_refused(tmp_path, name):
     result = generate(tmp_path / name, "install=no")
     assert result.returncode != 0
-    assert "is no place for it" in result.stdout
+    assert "cannot hold the project" in result.stdout
     assert not list((tmp_path / name).iterdir())

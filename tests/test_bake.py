@@ -1,4 +1,4 @@
-"""What comes out for each answer: files, syntax, no leftover of the template."""
+"""What each answer produces: the right files, valid syntax, nothing left of the template."""
 
 import ast
 import json
@@ -13,30 +13,35 @@ from allpairspy import AllPairs
 from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
-.devcontainer/devcontainer.json .dockerignore .editorconfig .env .env.example .flaskenv
-.gitattributes .gitignore .pre-commit-config.yaml
-Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
-app/__init__.py app/config.py app/templates/home.html
+.dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
+.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh
+pyproject.toml
+.devcontainer/devcontainer.json
+app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
-app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py app/core/errors.py
-app/core/history.py app/core/logs.py app/core/seeding.py
+app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
+app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
+app/core/privileges.py app/core/seeding.py app/core/shell.py app/core/sql.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/model_checks.py app/core/migrations/offline.py
-app/core/migrations/safe_operations.py
-app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
-app/core/migrations/template/script.py.mako
+app/core/migrations/safe_operations.py app/core/migrations/template/alembic.ini.mako
+app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
-app/core/safety/dry_run.py app/core/safety/hazards.py app/core/safety/lint.py
-app/core/safety/report.py app/core/safety/squawk.py app/core/safety/statements.py
+app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
+app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py
+app/core/safety/offline.py app/core/safety/proxies.py app/core/safety/report.py
+app/core/safety/scratch.py app/core/safety/squawk.py app/core/safety/statements.py
+app/core/safety/whole_tables.py
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
+app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_lint.py tests/test_migrations.py
-tests/test_seeds.py
+tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
+tests/test_shell.py
 """
 
 LICENSE_FILES = {
@@ -64,12 +69,12 @@ migrations/versions/0001_initial.py
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
 
-# Every answer that differs from the default, and the files in which it must show.
+# Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
     ("project_name", "Order Desk", {"README.md", "pyproject.toml"}),
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
-    ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md"}),
+    ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
     ("postgres_version", "17", {"README.md", "compose.yaml", GITHUB_CI}),
     ("postgres_version", "16", {"README.md", "compose.yaml", GITHUB_CI}),
     ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
@@ -130,7 +135,7 @@ def test_every_question_is_asked_for_a_reason():
         assert others == set(choices[1:])
 
 
-def test_the_hooks_know_all_choices():
+def test_the_hooks_know_every_choice():
     def table(hook: str) -> dict[str, object]:
         tree = ast.parse((TEMPLATE / "hooks" / hook).read_text())
         return next(
@@ -152,7 +157,7 @@ PAIRS = [dict(zip(CHOICES, answers, strict=True)) for answers in AllPairs(list(C
 
 @pytest.mark.parametrize("answers", [{}, {"db_schema": "orders"}, *PAIRS], ids=str)
 def test_every_pair_of_answers_gives_whole_files(cookies, answers):
-    """The exact list; every file parses and has no tag of the template left."""
+    """The exact list of files; each parses and has no template tag left."""
     folder = bake(cookies, **answers)
     found = files(folder)
     assert set(found) == expected_files(**answers)
@@ -183,6 +188,34 @@ def test_every_pair_of_answers_gives_whole_files(cookies, answers):
 def test_python_stays_python():
     for file in (TEMPLATE / "{{cookiecutter.project_slug}}").rglob("*.py"):
         assert not re.search("{%|{{", file.read_text()), file
+
+
+def imports(folder: Path) -> set[str]:
+    """What the files import, by its full name."""
+    nodes = [
+        node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))
+    ]
+    plain = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    named = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in named), "a relative import"
+    return {*plain, *(f"{node.module}.{name.name}" for node in named for name in node.names)}
+
+
+@pytest.mark.parametrize(
+    ("part", "foreign"),
+    [
+        ("core/safety", ["app.core.migrations"]),
+        ("models", ["app.core.migrations", "app.core.safety"]),
+        ("routes", ["app.core.migrations", "app.core.safety"]),
+        ("seeds", ["app.core.migrations", "app.core.safety"]),
+    ],
+)
+def test_imports_go_one_way(part, foreign):
+    """`migrations` imports `safety`, never the other way; what serves requests touches neither."""
+    found = imports(TEMPLATE / "{{cookiecutter.project_slug}}/app" / part)
+    assert found
+    wrong = {name for name in found for other in foreign if f"{name}.".startswith(f"{other}.")}
+    assert not wrong
 
 
 def test_two_generations_are_the_same_but_for_env(generated, tmp_path):

@@ -1,4 +1,4 @@
-"""The generated project in Docker, on a real engine: one stack for most tests, one for `orders`."""
+"""The generated project on a real Docker engine: one stack for most tests, one for `orders`."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ import pytest
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 SLUG = "book-service"
-# Nothing waits this long unless it is broken; machines that run tests are busy.
+# Generous, because test machines are busy; only something broken takes this long.
 DEADLINE = 180
 MIGRATED = "Running upgrade  -> 0001"
-# The user of the checkout, who need not be the image's 1000.
+# The user who owns the checkout, not necessarily 1000 as in the image.
 ME = f"{os.getuid()}:{os.getgid()}"
 FOREIGN = {"APP_ENV", "DATABASE_URL", "SCHEMA", "SECRET_KEY", "HOST", "VIRTUAL_ENV"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in FOREIGN}
@@ -45,7 +45,7 @@ def engine() -> None:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, engine: None) -> Iterator["Stack"]:
-    """The default project, brought up by `docker compose up`."""
+    """The default project, started with `docker compose up`."""
     with stack(make_project(tmp_path_factory.mktemp("default"))) as running:
         yield running
 
@@ -96,7 +96,7 @@ def test_a_database_restarted_while_idle_costs_no_request(service: "Stack") -> N
     assert [get(service.url("/api/books"))[0] for _ in range(10)] == [200] * 10
 
 
-def test_change_of_code_is_served_without_restart(service: "Stack") -> None:
+def test_changed_code_is_served_without_a_restart(service: "Stack") -> None:
     route = service.project / "app/routes/health.py"
     before = route.read_text("utf-8")
     try:
@@ -125,7 +125,7 @@ def test_compose_keeps_its_own_database_and_takes_the_rest_from_env(service: "St
     assert last_line(said) == str(["development", "0.0.0.0", "mine", database, "None"])
 
 
-def test_image_has_only_what_runs_and_is_not_root(service: "Stack") -> None:
+def test_image_has_only_what_it_runs_and_is_not_root(service: "Stack") -> None:
     pyproject = tomllib.loads((service.project / "pyproject.toml").read_text("utf-8"))
     development = {
         name.split(">=")[0].split("==")[0] for name in pyproject["dependency-groups"]["dev"]
@@ -149,7 +149,7 @@ def test_image_has_only_what_runs_and_is_not_root(service: "Stack") -> None:
     assert tools == []
 
 
-def test_production_read_only_without_rights_stops_at_once(service: "Stack") -> None:
+def test_production_runs_read_only_without_privileges_and_stops_at_once(service: "Stack") -> None:
     locked = ["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     with production(service, "locked", *locked, "--health-interval", "1s") as container:
         until_ready(url_of(container, "/readyz"))
@@ -221,7 +221,7 @@ def test_image_without_migrations_says_what_to_do(service: "Stack", tmp_path: Pa
 
 @dataclass(frozen=True)
 class Stack:
-    """A project under `docker compose`, with a name and ports of its own."""
+    """A project under `docker compose`, with its own name and ports."""
 
     project: Path
     name: str
@@ -240,7 +240,7 @@ class Stack:
         return run("docker", "compose", "-p", self.name, *words, cwd=self.project, **ports)
 
     def sql(self, statement: str) -> Any:
-        """Rows of a statement, sent by psycopg: not every image of PostgreSQL has psql."""
+        """The rows of a statement; psycopg sends it, since not every PostgreSQL image has psql."""
         script = (
             "import json, os, sys, psycopg;"
             "connection = psycopg.connect(os.environ['DATABASE_URL'], autocommit=True);"
@@ -291,7 +291,7 @@ def replica(service: Stack, database: str, *options: str) -> Iterator[str]:
 
 
 def make_project(folder: Path, **answers: str) -> Path:
-    """Generate a project, and make it what a clone of its repository is: without a `.env`."""
+    """Generate a project without a `.env`, like a clone of its repository."""
     extra = [f"{name}={value}" for name, value in answers.items()]
     cookiecutter = [sys.executable, "-m", "cookiecutter", str(TEMPLATE), "--no-input"]
     said = run(*cookiecutter, "--default-config", "--output-dir", str(folder), *extra)
@@ -302,7 +302,7 @@ def make_project(folder: Path, **answers: str) -> Path:
 
 
 def copy_of(project: Path, folder: Path, without: str) -> Path:
-    """What the image is built from, less one file or folder."""
+    """What the image is built from, minus one file or folder."""
     names = ["Dockerfile", ".dockerignore", ".flaskenv", "app", "gunicorn.conf.py", "init.sh"]
     names += ["migrations", "pyproject.toml", "uv.lock"]
     present = [str(project / name) for name in names if (project / name).exists()]
@@ -311,7 +311,7 @@ def copy_of(project: Path, folder: Path, without: str) -> Path:
 
 
 def run(*command: str, cwd: Path | None = None, **environment: str) -> str:
-    """Run a command; return what it wrote, on both streams."""
+    """Run a command; return what it wrote to both streams."""
     result = subprocess.run(
         command, cwd=cwd, env=ENVIRONMENT | environment, timeout=2 * DEADLINE, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -333,7 +333,7 @@ def url_of(container: str, path: str) -> str:
 
 
 def get(url: str) -> tuple[int, Any]:
-    """Status and JSON of an answer; 0 and {} when there is none."""
+    """Status and JSON of an answer; 0 and {} if there is none."""
     try:
         with http.open(url, timeout=30) as response:
             return response.status, json.load(response)

@@ -1,5 +1,6 @@
-"""What README.md and docs/ tell people to do, done to the letter in a generated project."""
+"""Do to the letter, in a generated project, what README.md and docs/ tell people to do."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(file: Path) -> list[tuple[str, str]]:
-    """The fenced blocks of a page: language and text."""
+    """The fenced blocks of a page, as language and text."""
     return BLOCK.findall(file.read_text())
 
 
@@ -25,7 +26,7 @@ def shell(project: Project, script: str) -> str:
 
 
 def put_into_book(project: Project, line: str) -> None:
-    """Add the line to `class Book`, or put it in the place of the column of that name."""
+    """Add the line to `class Book`, or replace the column of that name with it."""
     model = project.path / "app/models/books.py"
     name = line.split(":")[0].strip()
     if unused := re.search(r'__unused_columns__ = [(]"(.*?)"', line):
@@ -40,7 +41,7 @@ def newest_revision(project: Project) -> Path:
 
 
 def test_every_command_of_the_migrations_page(project: Project):
-    """Commands are run and models written in the order of the page."""
+    """Run the commands and write the models in the order of the page."""
     shell(project, "uv run flask db upgrade && uv run flask seed all")
     parts = (project.path / "docs/migrations.md").read_text().split("\n## ")[1:]
     commands = 0
@@ -87,6 +88,20 @@ def test_every_command_of_the_migrations_page(project: Project):
     shell(project, "uv run pytest -q tests/test_migrations.py")
 
 
+def test_every_hazard_has_its_line():
+    project = TEMPLATE / "{{cookiecutter.project_slug}}"
+    code = ast.parse((project / "app/core/safety/hazards.py").read_text())
+    (hazards,) = (
+        [ast.literal_eval(key) for key in node.value.keys]
+        for node in code.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "HAZARDS"
+    )
+    page = (project / "docs/migrations.md").read_text()
+    lines = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
+    assert len(lines) == len(set(lines))
+    assert set(hazards) <= set(lines)
+
+
 def test_two_heads_are_joined_as_the_page_says(project: Project):
     shell(project, "uv run flask db upgrade")
     for name in ("one", "two"):
@@ -114,6 +129,10 @@ def test_the_loops_of_the_readme(project: Project):
             shell(project, script)
     for command in re.findall(r"^\| `(uv run flask seed .*?)`", readme, re.MULTILINE):
         shell(project, command)
+    (statement,) = re.findall(r"`(uv run flask db shell -c .*?)`", readme)
+    assert re.search(r"\b4\b", shell(project, f"uv run flask seed all && {statement}"))
+    (expression,) = re.findall(r"`(session\..*?)`", readme)
+    assert "<Book " in shell(project, f"echo 'print({expression})' | uv run flask shell")
 
 
 def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):
@@ -153,8 +172,8 @@ def test_the_example_is_deleted_as_the_readme_says(project: Project):
 def test_the_tree_in_the_readme_is_the_tree(generated: Path):
     tree = (TEMPLATE / "README.md").read_text().split("```")[5]
     for name in re.findall(r"── ([\w./]+)", tree):
-        matches = list(generated.glob(name)) + list(generated.glob(f"app/{name}"))
-        assert matches, name
+        places = [name, f"app/{name}", f"app/core/{name}"]
+        assert any(list(generated.glob(place)) for place in places), name
 
 
 @pytest.mark.browser
@@ -164,7 +183,7 @@ def test_the_documentation_page_in_a_browser(project: Project, tmp_path):
         pytest.skip("Chromium is not installed")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    # No name resolves: what the page needs it must get from the service.
+    # No name resolves, so the page must get everything from the service.
     options += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
     with project.serving() as server:
         page = subprocess.run(

@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: shared, stopped by its last user, and back after a kill -9."""
+"""The embedded PostgreSQL: shared, stopped with its last user, and back after a kill -9."""
 
 import os
 import signal
@@ -48,12 +48,12 @@ def test_data_is_kept_between_runs(project: Project):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_it_stops_with_a_process_that_is_terminated(project: Project, how):
+def test_it_stops_when_its_user_is_terminated(project: Project, how):
     User(project).end_by(how)
     assert project.postgres_pid() is None
 
 
-def test_a_killed_user_does_not_keep_it_running_for_ever(project: Project):
+def test_a_killed_user_does_not_keep_it_running_forever(project: Project):
     User(project).end_by(signal.SIGKILL)
     assert project.postgres_pid() is not None
     User(project).leave()
@@ -88,7 +88,7 @@ def test_a_killed_service_leaves_no_server_behind(project: Project):
         wait_until(lambda: project.postgres_pid() is None, "its workers have left")
 
 
-def test_a_living_service_gets_its_killed_server_back(project: Project):
+def test_a_running_service_gets_its_killed_server_back(project: Project):
     with project.serving() as server:
         pid = project.postgres_pid()
         assert pid is not None

@@ -1,9 +1,10 @@
-"""A first day with the default project and with another one: hook, init.sh, requests, own tests."""
+"""A first day with the default project and an odd one: hook, init.sh, requests, its own tests."""
 
 import contextlib
 import os
 import shutil
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +24,7 @@ from conftest import (
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory) -> Project:
-    """All answers are others than the defaults, and all texts are odd."""
+    """Every answer differs from the default, and every text is odd."""
     folder = tmp_path_factory.mktemp("odd")
     result = replay(
         folder,
@@ -74,7 +75,7 @@ def test_a_users_row_outlives_a_restart(mine: Project):
 
 
 def test_its_own_checks_pass(odd: Project):
-    """Those of the default project are run by the test of its CI."""
+    """The test of the default project's CI runs those of the default project."""
     for tool in (["mypy"], ["ruff", "check"], ["ruff", "format", "--check"], ["pytest", "-n", "2"]):
         result = odd.run(odd.python, "-m", *tool)
         assert result.returncode == 0, result.stdout
@@ -127,7 +128,7 @@ def test_saved_code_is_served_without_a_restart(project: Project):
 
 
 @pytest.mark.parametrize("mistake", ["import no_such_module\n", "x: Maped[int]\n", "def (\n"])
-def test_a_mistake_is_shown_and_mended_while_it_serves(project: Project, mistake):
+def test_a_mistake_is_shown_and_can_be_fixed_while_it_serves(project: Project, mistake):
     model = project.path / "app/models/books.py"
     right = model.read_text()
     with project.serving(WEB_CONCURRENCY="1") as server:
@@ -155,6 +156,27 @@ def test_four_starts_at_once(project: Project):
     assert project.postgres_pid() is None
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "shown"), [("::", "[::]"), ("::1", "[::1]"), ("[::1]", "[::1]")])
+def test_it_listens_on_ipv6(ready: Project, host, shown):
+    with ready.starting(HOST=host) as server:
+        server.url = server.url.replace("127.0.0.1", "[::1]")
+        wait_until(server.answers, "it serves over IPv6")
+        port = server.url.rpartition(":")[2]
+        assert f"serving on http://{shown}:{port}" in server.log.read_text()
+        second = ready.run("./init.sh", HOST=host, PORT=port)
+        assert second.returncode == 1
+        assert f"cannot listen on {shown}:{port} (Address already in use)" in second.stdout
+
+
+def test_a_host_that_is_not_this_machine_is_named(ready: Project):
+    for host in ("192.0.2.1", "nowhere.invalid"):
+        result = ready.run("./init.sh", HOST=host, PORT=str(free_port()))
+        assert result.returncode == 1
+        assert f"cannot listen on {host}" in result.stdout
+        assert "Set another HOST" in result.stdout
+
+
 def test_its_tests_say_once_why_none_can_run(project: Project):
     nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/nowhere", "DATABASE_WAIT_SECONDS": "0"}
     for environment, why in (({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL is 'LOUD'"), (nowhere, "No login")):
@@ -165,7 +187,88 @@ def test_its_tests_say_once_why_none_can_run(project: Project):
             assert why in result.stdout
     shutil.rmtree(project.path / "migrations")
     result = project.run(project.python, "-m", "pytest")
-    assert "Make it first: flask db init" in result.stdout
+    assert "Create it first: uv run flask db init" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ('op.execute("SELECT 1 FROM nowhere")', 'relation "nowhere" does not exist'),
+        ("mistake()", "NameError: name 'mistake' is not defined"),
+    ],
+)
+def test_its_tests_say_once_that_a_migration_fails(project: Project, body, why):
+    revision = ["db", "revision", "-m", "broken", "--rev-id", "20300101000000"]
+    assert project.flask("db", "upgrade").returncode == 0
+    assert project.flask(*revision).returncode == 0
+    (file,) = (project.path / "migrations/versions").glob("*_broken.py")
+    file.write_text(file.read_text().replace("pass", body, 1))
+    for words in ([], ["-n", "2"]):
+        result = project.run(project.python, "-m", "pytest", *words, "tests/test_health.py")
+        assert result.returncode != 0
+        assert result.stdout.count(why) == 1, result.stdout
+        assert "AssertionError" not in result.stdout
+
+
+TESTS_OF_CODE_WITH_THE_ENGINE = """
+import pytest
+from apiflask import APIFlask
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.models import Author, db
+
+COUNT = select(func.count()).select_from(Author)
+
+
+def add(name: str) -> None:
+    with db.engine.begin() as connection:
+        connection.execute(text("INSERT INTO authors (name) VALUES (:name)"), {"name": name})
+
+
+@pytest.fixture(autouse=True)
+def context(app: APIFlask, session: Session):
+    with app.app_context():
+        yield
+
+
+def test_what_is_committed_stays_until_the_end_of_the_test(session: Session) -> None:
+    assert db.session.scalar(COUNT) == 0
+    add("by the engine")
+    db.session.rollback()
+    session.rollback()
+    assert db.session.scalar(COUNT) == session.scalar(COUNT) == 1
+
+
+def test_nothing_of_another_test_is_left(session: Session) -> None:
+    assert session.scalar(COUNT) == 0
+
+
+def test_what_fails_or_is_not_committed_is_rolled_back(session: Session) -> None:
+    session.add(Author(name="flushed"))
+    session.flush()
+    add("first")
+    with pytest.raises(Exception, match="unique"):
+        add("first")
+    with db.engine.connect() as connection:
+        connection.execute(text("DELETE FROM authors"))
+    session.commit()
+    assert session.scalar(COUNT) == 2
+
+
+def test_a_raw_connection(session: Session) -> None:
+    raw = db.engine.raw_connection()
+    raw.cursor().execute("INSERT INTO authors (name) VALUES ('raw')")
+    raw.commit()
+    raw.close()
+    assert session.scalar(COUNT) == 1
+"""
+
+
+def test_code_that_uses_the_engine_is_in_the_transaction_of_its_test(project: Project):
+    (project.path / "tests/test_engine.py").write_text(TESTS_OF_CODE_WITH_THE_ENGINE)
+    result = project.run(project.python, "-m", "pytest", "tests/test_engine.py")
+    assert "4 passed" in result.stdout, result.stdout
 
 
 def test_a_database_that_is_not_there(project: Project):

@@ -1,4 +1,4 @@
-"""The post-gen hook: what is missing costs no project, and the printed command does the rest."""
+"""The post-gen hook: whatever is missing, the project stays and one command does the rest."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ NO_IDENTITY = dict.fromkeys(IDENTITY) | {
 
 
 def path_without(tmp_path: Path, *hidden: str) -> str:
-    """A PATH of links to all programs but those."""
+    """A PATH of links to all programs except these."""
     folder = tmp_path / "programs"
     folder.mkdir()
     for directory in reversed(os.environ["PATH"].split(os.pathsep)):
@@ -54,7 +54,7 @@ def path_without(tmp_path: Path, *hidden: str) -> str:
 
 
 def printed_command(output: str) -> str:
-    """The command that the hook left to the user, the first if it left two."""
+    """The command that the hook leaves to the user; the first, if it leaves two."""
     commands = [line.strip() for line in output.splitlines() if line.startswith("  (cd ")]
     assert commands, output
     return commands[0]
@@ -71,7 +71,7 @@ def is_installed(project: Project) -> bool:
 
 
 def test_an_odd_place_and_an_odd_shell(tmp_path):
-    """Each step is one line; no service, settings or home of the caller is touched."""
+    """Each step prints one line; the caller's services, settings and home are left alone."""
     folder = tmp_path / "with a space and é"
     folder.mkdir()
     result = generate(
@@ -175,11 +175,11 @@ def test_without_an_identity_for_git(tmp_path):
 def test_inside_somebodys_repository(tmp_path):
     run("git", "init", cwd=tmp_path)
     result = generate(tmp_path, "install=false")
-    assert "inside a repository already" in result.stdout
+    assert "already inside a repository" in result.stdout
     assert not (tmp_path / "book-service/.git").exists()
 
 
-def test_a_second_generation_over_the_first_keeps_what_is_the_users(project, tmp_path):
+def test_a_second_generation_over_the_first_keeps_the_users_files(project, tmp_path):
     secret = (project.path / ".env").read_text()
     (project.path / "migrations/versions/mine.txt").write_text("mine")
     commit(project.path, "mine")
@@ -190,7 +190,7 @@ def test_a_second_generation_over_the_first_keeps_what_is_the_users(project, tmp
 
 
 def test_an_ordinary_user_whose_home_is_read_only():
-    """The system's own Python and the user `daemon`, whom every Linux knows."""
+    """With the system's own Python and the user `daemon`, which every Linux has."""
     python = ["/usr/bin/python3", "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
     if os.geteuid() or not Path(python[0]).exists() or run(*python).returncode:
         pytest.skip("needs root, and a Python >= 3.11 of the system")
@@ -206,7 +206,7 @@ def test_an_ordinary_user_whose_home_is_read_only():
             "PATH": f"{Path(uv.find_uv_bin()).parent}:/usr/bin:/bin",
             "PYTHONPATH": str(Path(cookiecutter.__file__).parent.parent),
         }
-        # Cookiecutter itself writes the answers down.
+        # Cookiecutter itself saves the answers there.
         (folder / "config.yaml").write_text(f"replay_dir: {folder}")
         options = ["--no-input", "--config-file", folder / "config.yaml", "--output-dir", folder]
         generated = ["/usr/bin/python3", "-m", "cookiecutter", *options, folder / "template"]
@@ -261,7 +261,7 @@ def test_interrupted(tmp_path, interrupt, step):
 
 
 def processes_in(folder: Path) -> list[str]:
-    """What runs in the folder, or with the folder on its command line."""
+    """Processes that run in the folder or have it on their command line."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -272,7 +272,7 @@ def processes_in(folder: Path) -> list[str]:
 
 
 def test_a_console_that_knows_only_ascii(tmp_path):
-    """What is printed is pasted: paths and answers arrive whole."""
+    """People paste what is printed, so paths and answers must be exact."""
     folder = tmp_path / "é 日本"
     ascii_only = {"PYTHONIOENCODING": "ascii", **NO_IDENTITY}
     result = generate(folder, "install=no", "author_name=日本", "db_schema=PG", **ascii_only)
@@ -292,7 +292,7 @@ def test_nobody_reads_what_it_prints(tmp_path, output):
 
 
 def test_a_hook_of_git_may_generate(tmp_path):
-    """What git tells its hooks about a repository is not about the new one."""
+    """What git tells its hooks about their repository must not affect the new one."""
     theirs = tmp_path / "theirs"
     run("git", "init", "--quiet", theirs)
     index = theirs / ".git/index"
@@ -305,7 +305,7 @@ def test_a_hook_of_git_may_generate(tmp_path):
 
 
 def test_the_commands_of_windows(generated, tmp_path):
-    """As far as it can be tested elsewhere: the hook, told that it runs there, finds no program."""
+    """As far as other systems can test it: a hook that believes it runs there, with no programs."""
     hook = (TEMPLATE / "hooks/post_gen_project.py").read_text()
     hook = hook.replace("{{ cookiecutter | tojson }}", json.dumps({**DEFAULTS, "install": True}))
     hook = hook.replace('os.name == "nt"', "True")
@@ -342,7 +342,7 @@ def test_windows_can_check_it_out():
 
 @pytest.mark.parametrize("version", ["3.12", "3.13", "3.14"])
 def test_cookiecutter_in_another_python(tmp_path, version):
-    """In the newest interpreter of that version that this machine has."""
+    """With the newest interpreter of that version on this machine."""
     installed = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
     python = installed[-1] if installed else shutil.which(f"python{version}")
     if not python:

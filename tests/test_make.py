@@ -1,4 +1,4 @@
-"""`make demo`: serves, says when its port is taken, and leaves nothing behind after Ctrl-C."""
+"""`make demo` serves, says if its port is taken, and leaves nothing behind after Ctrl-C."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from conftest import (
 
 @pytest.fixture
 def clone(tmp_path):
-    """The tracked and new files of this repository elsewhere, with its tools already made."""
+    """A copy of this repository's tracked and new files, with the tools already in place."""
     names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=TEMPLATE)
     for name in names.stdout.splitlines():
         target = tmp_path / "clone" / name

@@ -1,8 +1,8 @@
-"""Where the time of a generation goes, all in one run: `make bench`.
+"""Where the time of a generation goes, measured in one run: `make bench`.
 
-1. Rendering alone, without hooks, beside copying the same files. Aim: under 0.1 s.
-2. A whole generation with warm caches: the share of uv, of the `flask db` commands, of all else.
-   Aim: all else is the smallest.
+1. Rendering alone, without hooks, compared with copying the same files. Aim: under 0.1 s.
+2. A whole generation with warm caches: the shares of uv, the `flask db` commands, and the rest.
+   Aim: the rest is the smallest.
 """
 
 import re
@@ -23,7 +23,7 @@ RUNS = 15
 
 
 def seconds(work: Callable[[Path], object], folder: Path) -> float:
-    """The median of several runs, each into a folder of its own."""
+    """The median of several runs, each into its own folder."""
     times = []
     for number in range(RUNS):
         started = time.monotonic()

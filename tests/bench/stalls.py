@@ -1,7 +1,7 @@
 """The longest stall that a steady load sees while a large table changes: `make bench`.
 
-2 million rows, four connections that read and write single rows all the time. Each change is made
-twice in this one run: plain, as Alembic would write it, and as `flask db migrate` and `flask db
+2 million rows, and four connections that constantly read and write single rows. Each change is made
+twice in the same run: plain, as Alembic would write it, and as `flask db migrate` and `flask db
 upgrade` of a generated project make it. Aim: ours under 150 ms where plain takes seconds.
 """
 
@@ -69,7 +69,7 @@ for thread in threads:
 print(json.dumps(worst[0] * 1000))
 """
 
-# name: what changes in the model, the plain statement, and how to undo both
+# name: what changes in the model, the plain statement, and how to undo it
 CHANGES = {
     "no change": ({}, "SELECT 1", "SELECT 1"),
     "index": (
@@ -111,7 +111,7 @@ def flask(project: Project, *words: str) -> None:
 
 
 def worst_while(project: Project, work) -> float:
-    """Milliseconds of the slowest statement of the load while `work` runs."""
+    """The slowest statement of the load while `work` runs, in milliseconds."""
     command = [str(project.python), "-c", LOAD, str(ROWS)]
     load = project.popen(*command)
     assert load.stdout is not None
@@ -129,7 +129,7 @@ def main() -> None:
         models.write_text(models.read_text() + "\nfrom app.models.parcels import Parcel  # noqa\n")
         put(project)
         flask(project, "migrate", "-m", "parcels")
-        # Holds the embedded server through all of it.
+        # Keeps the embedded server up throughout.
         with project.popen(
             project.python, "-c", "from app.core import embedded; embedded.start(); input()"
         ) as holder:

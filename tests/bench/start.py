@@ -1,9 +1,10 @@
-"""How long a newcomer waits, each number beside its floor, measured in one run: `make bench`.
+"""How long a newcomer waits, each number next to its lower bound, in one run: `make bench`.
 
-1. From `cookiecutter --no-input` with warm caches to the first 200 of /api/books, beside the
-   `uv sync` in it. Aim: one command, under 10 s.
-2. `init.sh` on a migrated database to the first 200, beside gunicorn alone. Aim: at most 2.5 times.
-3. A test of the generated project, beside an empty test there. Aim: at most 10 ms more.
+1. From `cookiecutter --no-input` with warm caches to the first 200 of /api/books, next to the
+   share of `uv sync`. Aim: one command, under 10 s.
+2. From `init.sh` on a migrated database to the first 200, next to gunicorn alone. Aim: at most 2.5
+   times as long.
+3. A test of the generated project, next to an empty test there. Aim: at most 10 ms more.
 """
 
 import re
@@ -31,7 +32,7 @@ def seconds_to_first_answer(project: Project, *command: str) -> float:
 
 
 def seconds_of_tests(project: Project, *files: str) -> list[float]:
-    """What each test took by pytest's report, fixtures included."""
+    """How long each test took according to pytest, fixtures included."""
     report = project.path.parent / "report.xml"
     project.run(project.python, "-m", "pytest", "-q", f"--junitxml={report}", *files)
     return [float(test.get("time", 0)) for test in ElementTree.parse(report).iter("testcase")]
@@ -50,7 +51,7 @@ def main() -> None:
         sync = re.search(r"dependencies: done \(([\d.]+) s\)", output)
         assert sync
         print(
-            f"cookiecutter to the first 200: {generated + first:.1f} s, uv sync in it {sync[1]} s"
+            f"cookiecutter to the first 200: {generated + first:.1f} s, uv sync alone {sync[1]} s"
         )
 
         gunicorn = [str(project.python), "-m", "gunicorn"]

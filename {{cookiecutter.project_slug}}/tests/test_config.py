@@ -64,17 +64,59 @@ def test_all_faults_are_named_at_once() -> None:
 def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("APP_ENV=production\nLOG_LVEL=DEBUG\nSOMETHING_ELSE=1\n")
     message = fault()
-    assert "LOG_LVEL in .env is no setting. Did you mean LOG_LEVEL?" in message
+    assert "LOG_LVEL in .env is not a setting. Did you mean LOG_LEVEL?" in message
     assert "DATABASE_URL is not set" in message
     assert "SOMETHING_ELSE" not in message
 
 
-@pytest.mark.parametrize("url", ["nonsense", "postgresql://me:hunter2@db:port/name"])
+@pytest.mark.parametrize(
+    ("hosts", "host", "port"),
+    [
+        ("h1:5432,h2:5433", "h1,h2", "5432,5433"),
+        ("h1,h2:5433", "h1,h2", ",5433"),
+        ("[::1]:5432,[::2]:5433", "::1,::2", "5432,5433"),
+        ("%2Frun%2Fpostgresql", "/run/postgresql", None),
+        ("%2Frun%2Fpostgresql:5433", "/run/postgresql", "5433"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_hosts_that_only_libpq_reads(scheme: str, hosts: str, host: str, port: str | None) -> None:
+    mode = "target_session_attrs=read-write"
+    settings = load_settings(
+        app_env="test", database_url=f"{scheme}://me:p%40ss@{hosts}/name?{mode}"
+    )
+    url = settings.database_url
+    assert url is not None
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    assert (arguments["host"], arguments.get("port")) == (host, port)
+    assert (arguments["user"], arguments["password"]) == ("me", "p@ss")
+    assert (arguments["dbname"], arguments["target_session_attrs"]) == ("name", "read-write")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense",
+        "postgresql://me:hunter2@db:port/name",
+        "postgresql://me:hunter2@h1:port,h2/name",
+        "postgresql://me:hunter2@,@h1,h2/name",
+        "postgresql://me:hunter2@/name?host=h1:5432&host=h2&port=5433",
+    ],
+)
 def test_an_unreadable_url_is_not_printed(url: str) -> None:
     message = fault(DATABASE_URL=url)
     assert "DATABASE_URL cannot be read as a URL" in message
     assert url not in message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "0.0.0.0:80"), ("::", "[::]:80"), ("[::1]", "[::1]:80"), ("db", "db:80")],
+)
+def test_an_ipv6_host_is_in_brackets_once(host: str, address: str) -> None:
+    settings = load_settings(app_env="test", host=host, port=80)
+    assert settings.address == address
 
 
 @pytest.mark.parametrize("name", ["pg_mine", "information_schema", "1st", "a-b", "a" * 64, "a; --"])
@@ -92,7 +134,7 @@ def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.Mo
     assert live == defaults
 
 
-def test_env_file_is_for_other_environments_than_production(
+def test_production_does_not_read_the_env_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("SECRET_KEY=of this machine\n")

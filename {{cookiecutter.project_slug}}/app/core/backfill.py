@@ -8,7 +8,6 @@ is stopped. Batches are transactions of their own: what is done stays done, and 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from typing import Any
 
 import click
@@ -19,6 +18,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchTableError
 
 from app.core.database import quote
 from app.core.database_errors import is_in_use
+from app.core.waiting import at_most_every, pause_after
 
 ATTEMPTS_PER_BATCH = 10
 REPORT_EVERY_SECONDS = 10
@@ -44,10 +44,11 @@ def backfill(
         raise ValueError("batch_size must be at least 1, and pause_seconds at least 0")
     migration = op.get_context()
     if migration.as_sql:
-        op.execute(f"UPDATE {table} SET {assignments} WHERE {where}")
+        op.execute(_as_written(f"UPDATE {table} SET {assignments} WHERE {where}"))
         return 0
     with migration.autocommit_block():
         batches = _Batches(op.get_bind(), table, assignments, where, batch_size)
+        batches.check()
         done, report = 0, _reporter(table, batches.count())
         for changed in batches:
             done += changed
@@ -69,9 +70,16 @@ class _Batches:
         if not found.primary_key:
             raise ValueError(f"backfill: {table} has no primary key for the batches to follow")
         self.connection = connection
-        self.table, self.assignments, self.where = quote(table), assignments, f"({where})"
+        self.table = quote(table)
+        self.assignments, self.where = _as_written(assignments), f"({_as_written(where)})"
         self.key = [quote(column.name) for column in found.primary_key]
         self.size = size
+
+    def check(self) -> None:
+        """Have the server look at the UPDATE before the first batch, also where no row is left."""
+        self.connection.execute(
+            text(f"EXPLAIN UPDATE {self.table} SET {self.assignments} WHERE {self.where}")
+        )
 
     def count(self) -> int:
         """The rows that are left."""
@@ -103,14 +111,19 @@ class _Batches:
             last = [*end]
 
     def _fill(self, statement: str, values: dict[str, Any]) -> int:
-        for attempt in count(1):
+        for attempt in range(1, ATTEMPTS_PER_BATCH):
             try:
                 return self.connection.execute(text(statement), values).rowcount
             except DBAPIError as error:
-                if not is_in_use(error) or attempt == ATTEMPTS_PER_BATCH:
+                if not is_in_use(error):
                     raise
-                time.sleep(min(0.1 * 2**attempt, 5))
-        raise AssertionError
+                time.sleep(pause_after(attempt))
+        return self.connection.execute(text(statement), values).rowcount
+
+
+def _as_written(sql: str) -> str:
+    """For text(): a colon in the words of the caller is a colon, and no parameter."""
+    return sql.replace(":", r"\:")
 
 
 def _binds(name: str, values: list[Any]) -> str:
@@ -124,15 +137,15 @@ def _values(name: str, values: list[Any]) -> dict[str, Any]:
 def _reporter(table: str, total: int) -> Callable[[int], None]:
     """On a terminal one line that counts up, elsewhere a log line now and then."""
     on_terminal = sys.stderr.isatty()
-    reported = time.monotonic()
+    now_and_then = at_most_every(REPORT_EVERY_SECONDS, log.info)
 
     def report(done: int) -> None:
-        nonlocal reported
         share = f"{done} of {total} rows ({100 * done // max(total, done, 1)} %)"
         if on_terminal:
             click.echo(f"\rbackfill of {table}: {share} ", nl=done >= total, err=True)
-        elif done >= total or time.monotonic() - reported > REPORT_EVERY_SECONDS:
-            reported = time.monotonic()
+        elif done >= total:
             log.info(f"backfill of {table}: {share}")
+        else:
+            now_and_then(f"backfill of {table}: {share}")
 
     return report

@@ -1,6 +1,6 @@
 """The commands `flask seed …`, `flask doctor` and `flask prepare`."""
 
-import os
+import errno
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import doctor, history, seeding
+from app.core import doctor, history, privileges, seeding
 from app.core.database import connect_when_ready
 from app.core.database_errors import is_behind_the_models, reason
 from app.models import db
@@ -99,20 +99,33 @@ def prepare() -> None:
         _seed_at_start(reset=development)
     else:
         click.echo("3/4 seeds: skipped (RUN_SEEDS)")
-    click.echo(f"4/4 serving on http://{settings.host}:{settings.port}")
+    click.echo(f"4/4 serving on http://{settings.address}")
 
 
 def _refuse_a_used_port(settings: Settings) -> None:
+    ipv6 = ":" in settings.host
     try:
-        socket.create_server((settings.host, settings.port)).close()
+        socket.create_server(
+            (settings.host, settings.port),
+            family=socket.AF_INET6 if ipv6 else socket.AF_INET,
+            dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),  # as gunicorn listens on ::
+        ).close()
     except OSError as error:
-        raise click.ClickException(
-            f"cannot listen on {settings.host}:{settings.port} ({os.strerror(error.errno or 0)}). "
-            "Stop the program that does, or set PORT."
-        ) from None
+        raise click.ClickException(_cannot_listen(settings.address, error)) from None
+
+
+def _cannot_listen(address: str, error: OSError) -> str:
+    why = str(error.strerror).partition(" (while ")[0]  # Python repeats the address there
+    used = error.errno == errno.EADDRINUSE
+    fix = "Stop the program that does, or set PORT." if used else "Set another HOST or PORT."
+    return f"cannot listen on {address} ({why}). {fix}"
 
 
 def _seed_at_start(reset: bool) -> None:
+    settings: Settings = current_app.config["SETTINGS"]
+    with db.engine.connect() as connection:
+        if shortage := privileges.of_service(connection, settings.schema_name):
+            raise click.ClickException(str(shortage))
     missing = set(NOUNS) - set(inspect(db.engine).get_table_names())
     if missing:
         names = ", ".join(sorted(missing))
@@ -141,6 +154,8 @@ def _in_one_transaction(work: Callable[[], list[str]]) -> None:
             seeding.lock(db.session())
             lines = work()
     except DBAPIError as error:
+        if shortage := privileges.of_failed_statement(error):
+            raise click.ClickException(f"{shortage} Nothing was changed.") from None
         why = reason(error)
         if is_behind_the_models(error):
             why = AHEAD.format(why)

@@ -1,22 +1,29 @@
 """Which database, and how to connect: URL, schema, pool, waiting."""
 
-import time
 from typing import Any
 
+import psycopg
+import structlog
 from flask import Flask
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
-from app.core import embedded
+from app.core import embedded, extensions
+from app.core.waiting import at_most_every, tries
 from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
+NEXT_STEP = "Is the database running, and is DATABASE_URL right?"
 
+# Back to what the connection began with; locks of the session stay.
+RESET_SESSION = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 
-# A name as SQL spells it: quoted where it must be, and with a single % for text() to double.
+log = structlog.get_logger("database")
+
+# A name as SQL spells it: quoted where it must be. Named parameters: with others it doubles a %.
 quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
 
 
@@ -52,7 +59,7 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
             "direct URL: a pooler loses their lock and their schema; see docs/deploying.md."
         )
     url = settings.database_url_migrations or database_url(settings)
-    search_path = f"search_path={settings.schema_name}"
+    search_path = f"search_path={extensions.search_path(settings.schema_name)}"
     connect_args = _connect_args(url, search_path, *options)
     engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
     _start_embedded_on_first_use(engine, settings)
@@ -70,24 +77,36 @@ def connect_directly(
 def connect_when_ready(engine: Engine, seconds: float) -> Connection:
     """The first connection that succeeds; `DatabaseUnavailable` when there is none in time."""
     where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
-    started = time.monotonic()
-    next_report = 0.0
-    while True:
+    report = at_most_every(REPORT_EVERY_SECONDS, log.info)
+    for waited in tries(seconds, pause=0.3):
         try:
             return engine.connect()
         except DBAPIError as error:
-            reason = " ".join(str(error.orig).split())
-            worth_waiting = isinstance(error, OperationalError)
-        waited = time.monotonic() - started
-        if waited >= seconds or not worth_waiting:
-            raise DatabaseUnavailable(
-                f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
-                f"{reason}\nIs the database running, and is DATABASE_URL right?"
-            )
-        if waited >= next_report:
-            next_report = waited + REPORT_EVERY_SECONDS
-            print(f"waiting for the database at {where}, {waited:.0f} s: {reason}", flush=True)
-        time.sleep(min(0.3, seconds - waited))
+            why = " ".join(str(error.orig).split())
+            next_step = missing_connect(error) or NEXT_STEP
+            if not isinstance(error, OperationalError):
+                break
+        if waited < seconds:
+            report(f"waiting for the database at {where}, {waited:.0f} s: {why}")
+    raise DatabaseUnavailable(
+        f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
+        f"{why}\n{next_step}"
+    )
+
+
+def missing_connect(error: DBAPIError) -> str | None:
+    """Who may not connect to which database, and the statement that lets the role in."""
+    refusal = error.orig
+    if not isinstance(refusal, psycopg.OperationalError) or refusal.pgconn is None:
+        return None
+    # Before a login the server sends no number of the error, only its words.
+    if "permission denied for database" not in str(refusal):
+        return None
+    role, database = (quote(name.decode()) for name in (refusal.pgconn.user, refusal.pgconn.db))
+    return (
+        f"Role {role} lacks CONNECT on database {database}. Run as its owner, or as a superuser: "
+        f"GRANT CONNECT ON DATABASE {database} TO {role};"
+    )
 
 
 def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
@@ -103,7 +122,9 @@ def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
         "max_overflow": settings.database_pool_overflow,
         "pool_recycle": settings.database_pool_recycle,
         "pool_timeout": settings.database_pool_timeout,
-        "connect_args": _connect_args(url, f"search_path={settings.schema_name}"),
+        "connect_args": _connect_args(
+            url, f"search_path={extensions.search_path(settings.schema_name)}"
+        ),
     }
 
 
@@ -125,7 +146,7 @@ def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
 
 
 def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
-    statement = text(f"SET LOCAL search_path = {quote(schema)}")
+    statement = text(f"SET LOCAL search_path = {extensions.search_path(quote(schema))}")
 
     @event.listens_for(engine, "begin")
     def set_search_path(connection: Any) -> None:

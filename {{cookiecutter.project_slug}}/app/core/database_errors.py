@@ -27,3 +27,8 @@ def is_behind_the_models(error: DBAPIError) -> bool:
     """True when a statement failed because a table, a column or the schema is not there."""
     missing = errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName
     return isinstance(error.orig, missing)
+
+
+def is_without_privilege(error: DBAPIError) -> bool:
+    """True when the role may not do what it tried."""
+    return isinstance(error.orig, errors.InsufficientPrivilege)

@@ -9,12 +9,18 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
-from app.core import history
-from app.core.database import DatabaseUnavailable, connect_directly, quote
+from app.core import history, privileges
+from app.core.database import (
+    DatabaseUnavailable,
+    connect_directly,
+    connect_when_ready,
+    quote,
+)
 from app.core.database_errors import reason
 from app.core.migrations.autogenerate import differences
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
+from app.models import db
 
 PAGE = "docs/recovery.md"
 LOCKS = (
@@ -29,6 +35,7 @@ NOT_VALID = (
     " WHERE NOT convalidated AND connamespace = to_regnamespace(:schema)"
 )
 LONG_TRANSACTION_SECONDS = 30
+MISSING_PRIVILEGE = "A missing privilege"
 
 
 @dataclass(frozen=True)
@@ -79,12 +86,17 @@ def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
         version = connection.scalar(text("SHOW server_version"))
         database = connection.scalar(text("SELECT current_database() || ' as ' || current_user"))
         there = connection.scalar(text("SELECT to_regnamespace(:schema)::text"), schema)
-        at = history.current(connection)
+        shortage = privileges.of_migrations(connection, settings.schema_name)
     yield Line("database", f"{database}, PostgreSQL {version}")
     if there is None:
         yield Line("schema", f"{settings.schema_name} does not exist", "Database out of sync")
     else:
         yield Line("schema", settings.schema_name)
+    yield from _roles(shortage, settings)
+    if shortage and shortage.hides_the_revision():
+        return
+    with connection.begin():
+        at = history.current(connection)
     yield from _revisions(connection, settings, at)
     with connection.begin():
         for name in connection.scalars(text(INVALID_INDEXES), schema):
@@ -98,6 +110,24 @@ def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
             heading = "A database that is stuck" if stuck else ""
             yield Line("lock", f"{found}, {seconds}, {state}", heading)
         yield _connections(connection, settings)
+
+
+def _roles(of_migrations: privileges.Shortage | None, settings: Settings) -> Iterator[Line]:
+    """What the roles of migrations and of the service may do."""
+    if of_migrations:
+        yield Line("role of migrations", str(of_migrations), MISSING_PRIVILEGE)
+    else:
+        yield Line("role of migrations", "may create tables, and owns those of the models")
+    try:
+        with connect_when_ready(db.engine, seconds=0) as connection:
+            of_service = privileges.of_service(connection, settings.schema_name)
+    except DatabaseUnavailable as error:
+        yield Line("role of the service", str(error), "No connection")
+        return
+    if of_service:
+        yield Line("role of the service", str(of_service), MISSING_PRIVILEGE)
+    else:
+        yield Line("role of the service", "has the privileges that the models need")
 
 
 def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iterator[Line]:

@@ -1,8 +1,14 @@
-"""One format for every log line, the access log's too: text in development, JSON in production."""
+"""One format for every log line, including the access log: text in development, JSON in production.
+
+A person who runs a command sees plain lines instead: see `_is_read_by_a_person`.
+"""
 
 import logging.config
+import sys
+from functools import partial
 from typing import Any
 
+import click
 import structlog
 
 from app.config import Settings
@@ -15,13 +21,15 @@ SHARED_PROCESSORS: list[Any] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
+PLAIN_LINE = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
+TEXT_LINE = structlog.dev.ConsoleRenderer(colors=False)
+JSON_LINE = structlog.processors.JSONRenderer()
+
+COMMANDS_OF_THE_SERVICE = (" prepare", " run")
+
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """The dictionary for `logging.config.dictConfig`; gunicorn takes the same."""
-    if settings.production:
-        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    else:
-        renderers = [structlog.dev.ConsoleRenderer(colors=False)]
+    """The dictionary for `logging.config.dictConfig`; gunicorn uses the same one."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -31,7 +39,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
                 "foreign_pre_chain": SHARED_PROCESSORS,
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                    *renderers,
+                    partial(_render, settings.production),
                 ],
             }
         },
@@ -39,7 +47,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structlog"}},
         "root": {"handlers": ["stderr"], "level": settings.log_level},
         "loggers": {
-            # A dozen lines at each command that say nothing about it.
+            # A dozen lines for each command, all of them irrelevant.
             "alembic.runtime.plugins": {"level": "WARNING"},
             "alembic.ddl.postgresql": {"level": "WARNING"},
             "alembic.runtime.migration": {"filters": ["news"]},
@@ -50,12 +58,31 @@ def logging_config(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _render(production: bool, logger: Any, method: str, event: Any) -> Any:
+    if _is_read_by_a_person(production):
+        for field in ("timestamp", "level", "logger"):
+            event.pop(field, None)
+        return PLAIN_LINE(logger, method, event)
+    if production:
+        event = structlog.processors.format_exc_info(logger, method, event)
+        return JSON_LINE(logger, method, event)
+    return TEXT_LINE(logger, method, event)
+
+
+def _is_read_by_a_person(production: bool) -> bool:
+    """Whether this comes from a `flask` command, not from the service or a deployment job."""
+    command = click.get_current_context(silent=True)
+    if command is None or command.command_path.endswith(COMMANDS_OF_THE_SERVICE):
+        return False
+    return not production or sys.stderr.isatty()
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("Context impl", "Will assume"))
 
 
 def init_app(settings: Settings) -> None:
-    """Send the log lines of structlog and of the standard library the same way."""
+    """Treat the log lines of structlog and of the standard library alike."""
     logging.config.dictConfig(logging_config(settings))
     structlog.configure(
         processors=[

@@ -43,6 +43,7 @@ from app.core.safety import checks
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import CannotJudge, dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
+from app.core.safety.offline import enum_labels
 from app.models import db
 
 log = structlog.get_logger("migrations")
@@ -99,6 +100,8 @@ class Autogenerate:
             return model_checks.at_models(self.settings)
         except OperationalError:
             raise  # a table is in use
+        except CannotJudge as error:
+            raise CommandError(f"The models cannot be built in a dry run: {error}") from None
         except SQLAlchemyError as error:
             raise CommandError(f"The models cannot be built: {reason(error)}") from None
 
@@ -218,9 +221,6 @@ class Autogenerate:
         parts, left, removed = self._dry_run(steps, before, migration)
         if left and unseen.write(steps, left, _connection(migration)):
             parts, left, removed = self._dry_run(steps, before, migration)
-        # Where something failed, what is missing after it is no second finding.
-        if any(each.name == "fails" for part in parts for each in part):
-            left = []
         known = {each.where for part in parts for each in part}
         others = [each.hazard() for each in left]
         parts[0] += [each for each in others if each.where not in known]
@@ -245,13 +245,16 @@ class Autogenerate:
                 run.start(before, at_current=True)
             except CannotJudge as error:
                 raise CommandError(f"The change cannot be judged: {error}") from None
-            removed = [*model_checks.removed_enum_values(run.labels)]
+            removed = [*model_checks.removed_enum_values(enum_labels(before))]
             parts = []
             for _, operations in steps.revisions():
                 works = (_running(migration, each) for each in operations)
-                parts.append(checks.hazards(run.observe(works)))
-            after = run.catalog()
-            left = between(models, after, run.schema, self.settings.schema_name)
+                observed = run.observe(works)
+                parts.append(checks.hazards(observed))
+                # Where something failed, what is missing after it is no second finding.
+                if observed.failures:
+                    return parts, [], removed
+            left = between(models, run.catalog(), run.schema)
             return parts or [[]], [*left], removed
 
 

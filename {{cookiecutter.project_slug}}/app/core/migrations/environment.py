@@ -14,18 +14,18 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
-from app.core import history
-from app.core.database import connect_directly, quote
+from app.core import extensions, history, privileges
+from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
 from app.core.migrations import failures, lock, offline
 from app.core.migrations.autogenerate import Autogenerate, tables_may_refer_to_each_other
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.core.safety.statements import CONCURRENTLY
+from app.core.waiting import pause_after
 from app.models import db
 
 ATTEMPTS = 12
-
 
 log = structlog.get_logger("migrations")
 
@@ -34,7 +34,7 @@ def run() -> None:
     """Do what the running `flask db` command asks for."""
     settings: Settings = current_app.config["SETTINGS"]
     if context.is_offline_mode():
-        offline.print_sql(settings)
+        offline.print_sql(settings, with_grants=_command() == "upgrade")
         return
     with connect_directly(
         settings,
@@ -49,19 +49,28 @@ def run() -> None:
         if writes or not _schema_exists(connection, settings.schema_name):
             lock.take(connection, settings)
             _create_schema(connection, settings.schema_name)
-        _check_search_path(connection, settings.schema_name)
+        _check_access(connection, settings.schema_name)
+        if writes and settings.service_role:
+            privileges.check_role(connection, settings.service_role)
         with connection.begin():
             at = history.current(connection)
         _refuse_unknown_revision(at)
         if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
+        extensions.give_a_home(connection)
+        if writes and settings.database_url is None:
+            _bring_extensions_home(connection)
         _migrate_with_retries(connection, settings)
+        if writes and settings.service_role:
+            privileges.grant(connection, settings.schema_name, settings.service_role)
 
 
 def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
+            with connection.begin():
+                connection.exec_driver_sql(RESET_SESSION)
             _remove_invalid_indexes(connection, settings.schema_name)
             _migrate(connection, settings)
         except CommandError as error:
@@ -78,7 +87,7 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
                     "migration that waits."
                 ) from None
             # Committed revisions are in alembic_version and do not run again.
-            pause = min(0.2 * 2**attempt, 5)
+            pause = pause_after(attempt)
             log.warning(f"a table is in use by {by}; trying again in {pause:.1f} s ({attempt})")
             time.sleep(pause)
         else:
@@ -88,9 +97,19 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
 def _migrate(connection: Connection, settings: Settings) -> None:
     flask_migrates = current_app.extensions["migrate"].configure_args
     options = flask_migrates | Autogenerate(settings).options()
-    context.configure(connection=connection, target_metadata=db.metadata, **options)
+    context.configure(
+        connection=connection,
+        target_metadata=db.metadata,
+        on_version_apply=_reset_session,
+        **options,
+    )
     with tables_may_refer_to_each_other(), context.begin_transaction():
         context.run_migrations()
+
+
+def _reset_session(*, ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
+    """What a revision set for itself is not for the next one."""
+    ctx.connection.exec_driver_sql(RESET_SESSION)
 
 
 def _command() -> str | None:
@@ -141,6 +160,13 @@ def _let_builds_wait(connection: Connection) -> None:
     event.listen(connection, "after_cursor_execute", after)
 
 
+def _bring_extensions_home(connection: Connection) -> None:
+    """The embedded server is ours alone; elsewhere the owner of an extension is told to do it."""
+    with connection.begin():
+        for name, schema in extensions.bring_home(connection):
+            log.info(f"extension {name} moved from schema {schema} to {extensions.SCHEMA}")
+
+
 def _create_schema(connection: Connection, schema: str) -> None:
     # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
     if _schema_exists(connection, schema):
@@ -161,14 +187,17 @@ def _schema_exists(connection: Connection, schema: str) -> bool:
         return bool(connection.scalar(query, {"schema": schema}))
 
 
-def _check_search_path(connection: Connection, schema: str) -> None:
+def _check_access(connection: Connection, schema: str) -> None:
+    """Whether this connection sees the schema, and may read the revision that it is at."""
     with connection.begin():
         found = connection.scalar(text("SELECT current_schema()"))
+        shortage = privileges.of_migrations(connection, schema)
+    if shortage and (found != schema or shortage.hides_the_revision()):
+        raise CommandError(str(shortage))
     if found != schema:
         raise CommandError(
-            f"SCHEMA is {schema}, but the server put this connection into {found}. Either a pooler "
-            "dropped the option: set DATABASE_URL_MIGRATIONS to a direct URL. Or the role lacks a "
-            f"right: GRANT USAGE, CREATE ON SCHEMA {quote(schema)} TO …"
+            f"SCHEMA is {schema}, but the server put this connection into {found}: a pooler "
+            "dropped the option. Set DATABASE_URL_MIGRATIONS to a direct URL."
         )
 
 
@@ -176,7 +205,6 @@ def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
     """Clear what a killed CREATE INDEX CONCURRENTLY left; its revision is run again."""
     query = text(f"{INVALID_INDEXES} AND pg_has_role(c.relowner, 'MEMBER')")
     with connection.begin():
-        connection.execute(text("RESET lock_timeout"))
         if not _command_writes() or history.current(connection) == history.heads():
             return
         for name in connection.scalars(query, {"schema": quote(schema)}).all():

@@ -1,13 +1,14 @@
 """What went wrong in a migration, in plain words with the next step."""
 
 from alembic.util import CommandError
+from flask import current_app
 from psycopg import errors
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.core import history
+from app.core import history, privileges
 from app.core.database import quote
-from app.core.database_errors import explained, reason
+from app.core.database_errors import explained, is_without_privilege, reason
 
 BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
 JOIN_THE_HEADS = 'Join them: flask db merge heads -m "join two branches"'
@@ -53,8 +54,11 @@ def plain(error: CommandError, connection: Connection) -> str:
 
 
 def failure(error: DBAPIError, connection: Connection) -> str:
-    if isinstance(error.orig, errors.InsufficientPrivilege):
-        return f"The role lacks a right: {reason(error)}"
+    if is_without_privilege(error):
+        schema = current_app.config["SETTINGS"].schema_name
+        with connection.begin():
+            shortage = privileges.of_migrations(connection, schema)
+        return f"The role lacks a privilege: {reason(error)}. {shortage or ''}"
     with connection.begin():
         revisions, tables = history.current(connection), history.tables_of_models(connection)
     if isinstance(error.orig, errors.DuplicateTable) and not revisions:

@@ -4,7 +4,6 @@ The lock is polled, never waited for: a waiting statement holds a snapshot, and 
 CONCURRENTLY waits for all snapshots to end, which is a deadlock.
 """
 
-import time
 import zlib
 
 import structlog
@@ -12,9 +11,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from app.config import Settings
+from app.core.waiting import at_most_every, tries
 
 REPORT_EVERY_SECONDS = 5
-
 
 log = structlog.get_logger("migrations")
 
@@ -23,20 +22,16 @@ def take(connection: Connection, settings: Settings) -> None:
     """Take the advisory lock of this schema; the database keeps it until the connection closes."""
     schema = settings.schema_name
     key = zlib.crc32(f"migrations of {schema}".encode())
-    started = time.monotonic()
-    next_report = 0.0
-    while not _try(connection, key):
-        waited = time.monotonic() - started
+    report = at_most_every(REPORT_EVERY_SECONDS, log.info)
+    for waited in tries(settings.migration_lock_wait_seconds, pause=0.2):
+        if _try(connection, key):
+            return
         holder = f"the migration of schema {schema} by {_holder(connection, key)}"
-        if waited >= settings.migration_lock_wait_seconds:
-            raise CommandError(
-                f"{holder} did not end within {waited:.0f} s (MIGRATION_LOCK_WAIT_SECONDS). "
-                "Nothing was changed here; look at that process, then run this again."
-            )
-        if waited >= next_report:
-            next_report = waited + REPORT_EVERY_SECONDS
-            log.info(f"waiting for {holder}, {waited:.0f} s")
-        time.sleep(0.2)
+        report(f"waiting for {holder}, {waited:.0f} s")
+    raise CommandError(
+        f"{holder} did not end within {waited:.0f} s (MIGRATION_LOCK_WAIT_SECONDS). "
+        "Nothing was changed here; look at that process, then run this again."
+    )
 
 
 def _try(connection: Connection, key: int) -> bool:

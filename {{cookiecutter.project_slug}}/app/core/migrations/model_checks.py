@@ -9,7 +9,6 @@ from alembic.util import CommandError
 from sqlalchemy import CheckConstraint, Enum, Table
 
 from app.config import Settings
-from app.core.database import quote
 from app.core.migrations.safe_operations import Steps
 from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
@@ -35,14 +34,9 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     refuse_faults()
     tables = [table for table in db.metadata.tables.values() if not is_view(table)]
     with dry_run(settings) as run:
-        name = f"{run.schema}_models"
-        run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        run.connection.exec_driver_sql(
-            f"SET LOCAL search_path = {name}, {quote(settings.schema_name)}"
-        )
         db.metadata.create_all(run.connection, tables, checkfirst=False)
         return (
-            catalog.read(run.connection, name),
+            catalog.read(run.connection, run.schema),
             catalog.read(run.connection, settings.schema_name),
         )
 

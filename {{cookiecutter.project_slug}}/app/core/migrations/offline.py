@@ -8,13 +8,14 @@ from alembic import context
 from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
+from app.core import extensions, privileges
 from app.core.database import quote
 from app.core.safety.statements import CONCURRENTLY
 from app.models import db
 
 
-def print_sql(settings: Settings) -> None:
-    """Print what the command would run."""
+def print_sql(settings: Settings, with_grants: bool) -> None:
+    """Print what the command would run; `with_grants`: what SERVICE_ROLE needs afterwards, too."""
     context.configure(
         dialect_name="postgresql",
         target_metadata=db.metadata,
@@ -24,11 +25,14 @@ def print_sql(settings: Settings) -> None:
     )
     schema = settings.schema_name
     context.execute(CreateSchema(schema, if_not_exists=True))
-    context.execute(f"SET search_path = {quote(schema)}")
+    context.execute(f"SET search_path = {extensions.search_path(quote(schema))}")
     context.execute("SET statement_timeout = 0")
     context.execute(f"SET lock_timeout = {settings.migration_lock_timeout_ms}")
     with context.begin_transaction():
         context.run_migrations()
+    if with_grants and settings.service_role:
+        for statement in privileges.recipe(schema, settings.service_role):
+            context.execute(statement)
 
 
 class _Script(io.TextIOBase):

@@ -136,7 +136,7 @@ HAZARDS = {
     ),
     "set-not-null": (
         "{where} becomes NOT NULL, which is tried on all rows. Nobody reads or writes {table} "
-        "until that is done.",
+        "until that is done{detail}.",
         "CHECK ({item} IS NOT NULL) NOT VALID in one revision; VALIDATE CONSTRAINT, SET NOT "
         "NULL and DROP CONSTRAINT in the next, as `flask db migrate` writes it.",
     ),
@@ -150,13 +150,39 @@ HAZARDS = {
         "put VALIDATE CONSTRAINT into a revision of its own, after this one.",
     ),
     "concurrently-in-transaction": (
-        "CONCURRENTLY does not run inside a transaction: this revision fails ({detail}).",
-        "put it into: with op.get_context().autocommit_block():",
+        "{detail} does not run inside a transaction: this revision fails.",
+        "put it into `with op.get_context().autocommit_block():`, in an op.execute() of its own.",
     ),
-    "concurrent-build": (
-        "Index {item} is built concurrently without being dropped before. A build that was "
-        "stopped leaves an INVALID index: the next try fails, or with IF NOT EXISTS accepts it.",
-        "before it: op.drop_index(…, if_exists=True, postgresql_concurrently=True).",
+    "partitioned-index": (
+        "Index {item} of {table} is built concurrently, and {table} is partitioned: PostgreSQL "
+        "refuses that.",
+        "by hand, in `flask db revision`: CREATE INDEX … ON ONLY {table} (…) for the parent; for "
+        "each partition CREATE INDEX CONCURRENTLY in an autocommit_block(); then ALTER INDEX … "
+        "ATTACH PARTITION … for each of them. See {page}, A partitioned table.",
+    ),
+    "ends-transaction": (
+        "{detail} ends the transaction of the revision: what came before it stays even if what "
+        "comes after it fails, or is lost although the revision counts as done.",
+        "remove it. What must not run in a transaction goes into: with "
+        "op.get_context().autocommit_block():",
+    ),
+    "run-setting": (
+        "{item} is changed{detail}. Migrations rely on it: a statement that waits for a lock "
+        "must give up soon, and names must lead to the schema of the service.",
+        "leave it as it is. How long a migration waits for a lock is a setting, "
+        "MIGRATION_LOCK_TIMEOUT_MS; work that takes long belongs into backfill().",
+    ),
+    "lock-table": (
+        "LOCK TABLE keeps others away from {table} until the revision ends.",
+        "remove it: each statement takes the lock that it needs.",
+    ),
+    "object-drop": (
+        "The {detail} {item} is dropped. The code that still runs fails where it uses it.",
+        "two deploys: first code that does without it; then the drop, acknowledged.",
+    ),
+    "object-rename": (
+        "The {detail}. The code that still runs uses the old name, and fails.",
+        "keep the name; or make a second one beside it, and drop the first in the next deploy.",
     ),
     "whole-table-update": (
         "All rows of {table} change in one statement{detail}. They stay locked until it ends, "
@@ -197,6 +223,13 @@ HAZARDS = {
         "change the revision, or the model that it was written for, and try again.",
     ),
 }
+NOT_ACKNOWLEDGED = {
+    "fails",
+    "unseen-change",
+    "enum-values",
+    "concurrently-in-transaction",
+    "partitioned-index",
+}
 
 
 @dataclass(frozen=True)
@@ -223,7 +256,7 @@ class Hazard:
     @property
     def can_be_acknowledged(self) -> bool:
         """Not where the revision would not run, or where there is no statement for it."""
-        return self.name not in ("fails", "unseen-change", "enum-values")
+        return self.name not in NOT_ACKNOWLEDGED
 
     @property
     def happens(self) -> str:
@@ -254,5 +287,6 @@ def without_acknowledged(
     return [
         hazard
         for hazard in hazards
-        if not (acknowledged.get(hazard.key) or acknowledged.get(hazard.name))
+        if not hazard.can_be_acknowledged
+        or not (acknowledged.get(hazard.key) or acknowledged.get(hazard.name))
     ]
