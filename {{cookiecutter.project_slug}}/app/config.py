@@ -205,7 +205,10 @@ def _forget_development(env_file: Path) -> bool:
     values = dotenv_values(env_file)
     if values.get("APP_ENV") == "production":
         return False
-    given = Path("/proc/self/environ")  # what the process was started with, where there is /proc
+    # `flask` copies .env into the environment before any code of ours runs. Only FLASK_SKIP_DOTENV
+    # stops it, which init.sh sets and nobody types. A value that production itself set must stay,
+    # even if .env has the same: Linux knows what the process was started with.
+    given = Path("/proc/self/environ")
     names = set(re.findall(r"(?:^|\0)(\w+)=", given.read_text() if given.exists() else ""))
     for name, value in values.items():
         if name not in names and os.environ.get(name) == value:

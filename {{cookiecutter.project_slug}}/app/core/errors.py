@@ -5,7 +5,7 @@ from typing import Any
 
 import structlog
 from apiflask import APIFlask, HTTPError
-from flask import current_app, json, request
+from flask import json, request
 from pydantic import BaseModel
 from sqlalchemy.exc import (
     DataError,
@@ -25,9 +25,6 @@ from app.core.database_errors import is_behind_the_models, is_without_privilege,
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
-
-# The server does not say which columns, and those are an operator's own choice.
-COLUMNS = r"The role may have a privilege on some columns only; \dp in psql shows them."
 
 log = structlog.get_logger("errors")
 
@@ -113,24 +110,16 @@ def _database_error(error: Exception) -> Response:
 
 def _programming_error(error: ProgrammingError) -> Response:
     """A missing privilege, a model without its migration, or a mistake in SQL."""
-    without_privilege, behind = is_without_privilege(error), is_behind_the_models(error)
-    if not without_privilege and not behind:
-        raise error
-    # Without USAGE on the schema, its tables look as if they were not there.
-    shortage = _shortage(error)
-    if without_privilege or shortage:
-        log.error("a privilege is missing", error=reason(error), reason=shortage or COLUMNS)
+    shortage = privileges.of_failed_statement(error)
+    if shortage or is_without_privilege(error):
+        why = str(shortage) if shortage else None
+        log.error("a privilege is missing", error=reason(error), reason=why)
         return _problem(503, "The service lacks a privilege in its database; its log says which.")
+    if not is_behind_the_models(error):
+        raise error
     log.error("the database is behind the models", error=reason(error))
     fix = "Run flask db upgrade, after flask db migrate if a model has changed."
     return _problem(503, f"The database is behind the code. {fix}")
-
-
-def _shortage(error: ProgrammingError) -> str | None:
-    db.session.rollback()
-    schema = current_app.config["SETTINGS"].schema_name
-    shortage = privileges.of_service(db.session.connection(), schema, mentioned=reason(error))
-    return str(shortage) if shortage else None
 
 
 def _changed_meanwhile(error: Exception) -> Response:

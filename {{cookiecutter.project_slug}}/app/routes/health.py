@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.core import history, privileges
+from app.core import extensions, history, privileges
 from app.core.database import missing_connect
 from app.models import db
 
@@ -41,15 +41,15 @@ def database_state() -> tuple[str | None, str | None]:
         search_path = connection.scalar(text("SELECT current_schema()"))
     except SQLAlchemyError as error:
         db.session.rollback()
-        log.warning("database unavailable", error=str(error).splitlines()[0])
         refused = isinstance(error, DBAPIError) and missing_connect(error)
+        log.warning("database unavailable", error=refused or str(error).splitlines()[0])
         return None, refused or "The database does not answer; the log says why."
     name = ", ".join(sorted(current)) or None
     try:
         heads = history.heads()
     except Exception as error:
         return name, f"migrations/ cannot be read: {error}"
-    if search_path not in (schema, None):
+    if search_path not in (schema, extensions.SCHEMA, None):
         return name, f"The connection uses schema {search_path}, not {schema}: see DATABASE_POOLED."
     if current == heads:
         return name, None

@@ -4,8 +4,9 @@ The server's spelling makes two definitions comparable, whoever wrote them.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
@@ -95,23 +96,67 @@ class Catalog:
         keys = (each.definition for each in self.constraints_of(table) if each.kind == "p")
         return next(keys, "")
 
+    def by_names(self) -> set[Any]:
+        """What it says, whatever the object ids, and whether constraints are valid or not."""
+        names = {oid: table.name for oid, table in self.tables.items()}
+        columns = {(names[oid], it) for oid, each in self.columns.items() for it in each.values()}
+        constraints = {
+            (names[it.table], it.name, it.kind, it.definition) for it in self.constraints.values()
+        }
+        indexes = {(names[it.table], it.name, it.definition) for it in self.indexes.values()}
+        enums = {(it.name, it.labels) for it in self.enums.values()}
+        return {*names.values(), *columns, *constraints, *indexes, *enums}
+
+    def only(self, tables: Iterable[int]) -> "Catalog":
+        """What it says of these tables."""
+        chosen = {*tables}
+        return Catalog(
+            self.schemas,
+            {oid: self.tables[oid] for oid in chosen & self.tables.keys()},
+            {oid: self.columns[oid] for oid in chosen & self.columns.keys()},
+            {oid: each for oid, each in self.constraints.items() if each.table in chosen},
+            {oid: each for oid, each in self.indexes.items() if each.table in chosen},
+            self.enums,
+        )
+
+    def replacing(self, tables: Iterable[int], now: "Catalog") -> "Catalog":
+        """The same with what `now` says of these tables."""
+        rest = self.only(self.tables.keys() - {*tables})
+        return Catalog(
+            self.schemas,
+            rest.tables | now.tables,
+            rest.columns | now.columns,
+            rest.constraints | now.constraints,
+            rest.indexes | now.indexes,
+            self.enums,
+        )
+
     def indexes_of(self, table: int | None) -> list[Index]:
         """The indexes of a table that back no constraint."""
         return [item for item in self.indexes.values() if item.table == table]
 
 
-def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog:
+def read(
+    connection: Connection,
+    *schemas: str,
+    others: bool = False,
+    tables: Iterable[int] | None = None,
+) -> Catalog:
     """Read the catalog of these schemas; with `others` the rest of the database, too.
+
+    With `tables` no more than what it says of these.
 
     Definitions come from these schemas alone: what somebody drops elsewhere at this moment has
     none any more, and the server would stop with an error.
     """
     ours = "n.nspname = ANY(:schemas)"
     where = ANYBODYS if others else ours
-    parameters = {"schemas": list(schemas)}
+    parameters = {"schemas": list(schemas), "tables": list(tables or [])}
 
-    def rows(query: str) -> list[tuple]:  # type: ignore[type-arg]
-        return [tuple(row) for row in connection.execute(text(f"{query} {where}"), parameters)]
+    def rows(query: str, table: str = "") -> list[tuple]:  # type: ignore[type-arg]
+        chosen = f" AND {table} = ANY(:tables)" if table and tables is not None else ""
+        found = connection.execute(text(f"{query} {where}{chosen}"), parameters)
+        return [tuple(row) for row in found]
 
     columns: dict[int, dict[int, Column]] = {}
     for table, number, name, type_, required, default, *letters in rows(
@@ -126,7 +171,8 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
         " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
         " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
-        " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'm') AND"
+        " WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'm') AND",
+        "c.oid",
     ):
         plain = default and _plain(default)
         columns.setdefault(table, {})[number] = Column(
@@ -139,7 +185,8 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
             for oid, *rest in rows(
                 "SELECT c.oid, n.nspname, c.relname FROM pg_class c"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"
-                " WHERE c.relkind IN ('r', 'p', 'm') AND"
+                " WHERE c.relkind IN ('r', 'p', 'm') AND",
+                "c.oid",
             )
         },
         columns=columns,
@@ -149,7 +196,8 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
                 "SELECT k.oid, k.conrelid, k.conname, k.contype, k.convalidated,"
                 f" CASE WHEN {ours} THEN pg_get_constraintdef(k.oid) END FROM pg_constraint k"
                 " JOIN pg_namespace n ON n.oid = k.connamespace"
-                " WHERE k.conrelid <> 0 AND k.contype IN ('p', 'u', 'f', 'c', 'x') AND"
+                " WHERE k.conrelid <> 0 AND k.contype IN ('p', 'u', 'f', 'c', 'x') AND",
+                "k.conrelid",
             )
         },
         indexes={
@@ -160,7 +208,8 @@ def read(connection: Connection, *schemas: str, others: bool = False) -> Catalog
                 " FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid"
-                " AND k.contype IN ('p', 'u', 'x')) AND"
+                " AND k.contype IN ('p', 'u', 'x')) AND",
+                "i.indrelid",
             )
         },
         enums={
