@@ -21,8 +21,6 @@ def init_app(app: Flask) -> None:
     app.cli.command("prepare")(prepare)
 
 
-
-
 @click.command("doctor")
 @with_appcontext
 def doctor_command() -> None:
