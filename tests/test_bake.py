@@ -21,7 +21,7 @@ app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
 app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
-app/core/privileges.py app/core/seeding.py app/core/shell.py app/core/sql.py app/core/waiting.py
+app/core/privileges.py app/core/shell.py app/core/sql.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/model_checks.py app/core/migrations/offline.py
@@ -33,6 +33,9 @@ app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py
 app/core/safety/offline.py app/core/safety/proxies.py app/core/safety/report.py
 app/core/safety/scratch.py app/core/safety/squawk.py app/core/safety/statements.py
 app/core/safety/whole_tables.py
+app/core/seeding/__init__.py app/core/seeding/cli.py app/core/seeding/planting.py
+app/core/seeding/removal.py app/core/seeding/seed.py app/core/seeding/stage.py
+app/core/seeding/values.py
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py

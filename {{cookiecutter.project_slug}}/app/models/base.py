@@ -9,7 +9,18 @@ from datetime import datetime
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import BigInteger, DateTime, Enum, MetaData, false, func
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Enum,
+    MetaData,
+    Table,
+    TypeDecorator,
+    event,
+    false,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from sqlalchemy.types import TypeEngine
 
@@ -33,6 +44,7 @@ TYPES: dict[Any, TypeEngine[Any]] = {
         enum.Enum,
         native_enum=False,
         length=64,
+        validate_strings=True,
         values_callable=lambda members: [member.value for member in members],
     ),
 }
@@ -61,6 +73,17 @@ class Base(Timestamps, DeclarativeBase):
     registry = registry(
         metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=TYPES
     )
+
+
+@event.listens_for(Table, "after_parent_attach")
+def _refuse_unknown_values(table: Table, metadata: MetaData) -> None:
+    """Let no column of ours take text that is not in its enum: no row with it could be read."""
+    for column in table.columns if metadata is Base.metadata else ():
+        kind = column.type
+        kind = kind.item_type if isinstance(kind, ARRAY) else kind
+        kind = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+        if isinstance(kind, Enum):
+            kind.validate_strings = True
 
 
 db = SQLAlchemy(model_class=Base)
