@@ -52,6 +52,12 @@ SETTINGS = (
     "session_authorization",
     "session_replication_role",
 )
+# The bulk of all statements; the server need not be asked whether they changed one.
+KEEPS_SETTINGS = re.compile(
+    r"\s*((create|alter|drop)\s+(unlogged\s+|unique\s+)?(table|index)|comment)\b"
+    r"(?!.*\b(select|execute|values)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 READ_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in SETTINGS)
 # What ALTER ROLE … SET and ALTER DATABASE … SET leave behind.
 READ_DEFAULTS = (
@@ -193,6 +199,14 @@ class DryRun:
 
     def observe(self, works: Iterable[Work]) -> Observed:
         """Run the parts of one revision; after a statement that fails the next parts go on."""
+        works = [*works]
+        observed = self._observe([lambda: [work() for work in works]])
+        if len(works) > 1 and any(isinstance(each, DBAPIError) for each in observed.failures):
+            # It was rolled back. Now each part alone, to hear of all that fail.
+            observed = self._observe(works)
+        return observed
+
+    def _observe(self, works: Iterable[Work]) -> Observed:
         self._known = self._known or self._read()
         before, things = self._known
         existing = {each.name for each in before.tables.values()}
@@ -352,7 +366,7 @@ class DryRun:
                 if not run._running:
                     return super().execute(query, params, **options)
                 words = _as_string(query, self)
-                run._before_statement()
+                run._before_statement(words)
                 values = run.scratch.translated_values(words, params)
                 with run._one_statement():
                     super().execute(run._runnable(words), values, **options)
@@ -363,10 +377,10 @@ class DryRun:
                 if not run._running:
                     super().executemany(query, params_seq, **options)
                     return
-                run._before_statement()
+                words = _as_string(query, self)
+                run._before_statement(words)
                 with run._one_statement():
-                    words = run._runnable(_as_string(query, self))
-                    super().executemany(words, params_seq, **options)
+                    super().executemany(run._runnable(words), params_seq, **options)
                 run._after_statement(self)
 
         return Listening
@@ -412,9 +426,10 @@ class DryRun:
                 runnable.append(each)
         return "; ".join(runnable) or "SELECT 1"
 
-    def _before_statement(self) -> None:
+    def _before_statement(self, words: str) -> None:
         if self._listening:
-            self._settings = self._read_settings()
+            harmless = all(KEEPS_SETTINGS.match(each) for each in split(words))
+            self._settings = () if harmless else self._read_settings()
 
     def _after_statement(self, cursor: Cursor[Any]) -> None:
         if not self._listening:
@@ -471,6 +486,8 @@ class DryRun:
         return {oid for oid, table in self._latest.tables.items() if table.name in words}
 
     def _note_settings(self) -> None:
+        if not self._settings:
+            return
         for name, old, new in zip(SETTINGS, self._settings, self._read_settings(), strict=True):
             if old != new:
                 change = self.scratch.plain(f" from {old or 'nothing'} to {new or 'nothing'}")
