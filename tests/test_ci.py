@@ -101,7 +101,7 @@ def test_its_commands_pass_and_find_what_is_wrong(project: Project, tmp_path):
 
 
 def test_its_tests_judge_what_is_not_released(project: Project):
-    """Released is what the last tag has, without tags the main branch; without git nothing is."""
+    """The last tag or, without tags, the main branch is what is released; without git, nothing."""
 
     def are_green() -> bool:
         result = project.run(project.python, "-m", "pytest", "-q", "tests/test_migrations.py")

@@ -84,8 +84,11 @@ ADDITIONS = {
     "app/core/commands.py": [
         (
             '    app.cli.command("prepare")(prepare)\n',
-            '    app.cli.command("greet")(greet)\n\n\n'
-            'def greet() -> None:\n    """Say hello."""\n    click.echo("hello")\n',
+            '    app.cli.command("greet")(greet)\n',
+        ),
+        (
+            'deletes rows. Add --yes-in-production to go ahead."\n        )\n',
+            '\n\ndef greet() -> None:\n    """Say hello."""\n    click.echo("hello")\n',
         ),
     ],
     # In the old layout a module; now a package has its name.

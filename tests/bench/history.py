@@ -1,9 +1,9 @@
 """What each revision of a history adds to the project's own tests, in one run: `make bench`.
 
-Beside it: to run the revision once, by plain Alembic without this project's env.py. The tests run
-each revision up, down, up and down, and up once more for the schema that all other tests share: 5
-times. They judge only what git does not have in the main branch, which is nothing here.
-Aim: at most 8 times, at any length of the history.
+Next to it: running the revision once, with plain Alembic and without this project's env.py. The
+tests run each revision five times: up, down, up and down, and up once more for the schema that all
+other tests share. They judge only what git's main branch lacks, which is nothing here.
+Aim: at most 8 times as long, however long the history.
 """
 
 import sys
@@ -66,7 +66,7 @@ with engine.connect() as connection:
 
 
 def lengthen(project: Project, length: int) -> None:
-    """Write revisions until there are so many, and let them be released."""
+    """Write revisions until there are this many, and have them count as released."""
     versions = project.path / "migrations/versions"
     for number in range(len([*versions.glob("*.py")]) + 1, length + 1):
         up, down = (DROP, CREATE) if number % 2 else (CREATE, DROP)
@@ -96,7 +96,7 @@ def main() -> None:
         first: tuple[float, float] | None = None
         for length in LENGTHS:
             lengthen(project, length)
-            # The shortest: whatever else the machine does only adds to it.
+            # The shortest, because whatever else the machine does only adds to it.
             once = min(seconds_once(project) for _ in range(RUNS))
             tests = min(seconds_of_tests(project) for _ in range(RUNS))
             line = f"{length} revisions: all tests {tests:.1f} s, once through them {once:.2f} s"

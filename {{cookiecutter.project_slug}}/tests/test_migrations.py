@@ -1,4 +1,4 @@
-"""The revisions in migrations/: up, down and up again, judged, and in agreement with the models."""
+"""The revisions in migrations/ go up, down and up again, are safe, and match the models."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from app.config import ROOT, Settings
 from app.core import history
 from app.models import db
 
-# Where the code that is released may be, the best first.
+# Where the released code may be; the best place comes first.
 MAIN_BRANCHES = ["origin/HEAD", "origin/main", "origin/master", "main", "master"]
 
 
 def git(*words: str) -> list[str]:
-    """The lines of an answer of git; none where it cannot say, or is not there."""
+    """The lines that git answers; none if it does not know or is not installed."""
     try:
         return subprocess.check_output(
             ["git", *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL
@@ -33,7 +33,7 @@ def git(*words: str) -> list[str]:
 
 
 def last_release() -> str:
-    """The newest revision of the last tag, without tags of the main branch; else `base`."""
+    """The newest revision in the last tag or, without tags, the main branch; otherwise `base`."""
     for place in [*git("describe", "--tags", "--abbrev=0"), *MAIN_BRANCHES]:
         if names := git("ls-tree", "--name-only", place, "migrations/versions/"):
             released = [
@@ -56,7 +56,7 @@ def test_there_is_one_head() -> None:
 
 
 def test_every_revision_goes_up_down_and_up(empty_app: APIFlask) -> None:
-    """As `flask db upgrade` and `downgrade` run them, but all in one run of migrations/env.py."""
+    """Run as `flask db upgrade` and `downgrade` do, but all in one run of migrations/env.py."""
     config = empty_app.extensions["migrate"].migrate.get_config()
     script = ScriptDirectory.from_config(config)
     newest_first = [*script.walk_revisions()]
@@ -81,10 +81,10 @@ def test_models_and_migrations_agree(app: APIFlask) -> None:
 
 
 def test_what_is_not_released_is_safe(cli: FlaskCliRunner) -> None:
-    """`flask db lint` of the revisions that the last tag, or without tags the main branch, has not.
+    """`flask db lint` for revisions that the last tag or, without tags, the main branch lacks.
 
-    Those were judged before they came there, and nobody edits them any more. Where git cannot say
-    what is released (there is no git, or a clone without the main branch), all are judged.
+    The others were judged before they got there, and nobody edits them any more. If git cannot say
+    what is released (no git, or a clone without the main branch), all revisions are judged.
     """
     result = cli.invoke(args=["db", "lint", f"{last_release()}:head"])
     assert result.exit_code == 0, result.output

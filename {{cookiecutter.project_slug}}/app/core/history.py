@@ -41,9 +41,18 @@ def tables_of_models(connection: Connection) -> list[str]:
     return [name for name in connection.scalars(there) if name in db.metadata.tables]
 
 
-def text() -> str:
-    """All that stands in the files."""
-    return "".join(file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py"))
+def views(connection: Connection) -> set[str]:
+    """The names of the schema's views, materialized ones too."""
+    query = (
+        "SELECT relname FROM pg_class WHERE relkind IN ('v', 'm')"
+        " AND relnamespace = to_regnamespace(quote_ident(current_schema()))"
+    )
+    return set(connection.scalars(sql(query)))
+
+
+def texts() -> list[str]:
+    """What stands in each of the files."""
+    return [file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py")]
 
 
 def files_by_revision() -> dict[str, list[str]]:
@@ -66,8 +75,8 @@ def ancestors(script: ScriptDirectory, revisions: Iterable[str]) -> list[Script]
     return found[::-1]
 
 
-def unused_columns(scripts: Iterable[Script]) -> set[str]:
-    """The columns that these revisions say the models no longer use, as `books.title`."""
+def recorded_as_unused(scripts: Iterable[Script]) -> set[str]:
+    """What these revisions say the models no longer use: `books.title`, or the table `books`."""
     return {name for each in scripts for name in getattr(each.module, "unused", ())}
 
 

@@ -10,22 +10,35 @@ from typing import NamedTuple
 
 import structlog
 from alembic.util import CommandError
+from flask import current_app
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from app.core.database import quote
+from app.core.database_errors import is_behind_the_models, is_without_privilege, reason
 from app.models import db
 
 ROWS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 VERSION_TABLE = "alembic_version"
+ALWAYS_NEEDED = {"SCHEMA": ["USAGE"], "SEQUENCE": ["USAGE"], "FUNCTION": ["EXECUTE"]}
 
 # Asked of the catalog, which everybody may read: without USAGE on a schema, a role cannot find its
-# tables by name. A privilege on some columns counts, because somebody gave it with care.
+# tables by name. `uses`: which table has a sequence or a function in a default or a check.
 OBJECTS = text("""
 WITH who AS (
     SELECT oid, quote_ident(rolname) AS role FROM pg_roles
     WHERE rolname = coalesce(CAST(:role AS name), current_user)
 ), home AS (
     SELECT * FROM pg_namespace WHERE nspname = :schema
+), uses AS (
+    SELECT refobjid AS used, relname
+    FROM pg_depend JOIN (
+        SELECT 'pg_attrdef'::regclass AS classid, oid AS objid, adrelid AS relation FROM pg_attrdef
+        UNION ALL
+        SELECT 'pg_constraint'::regclass, oid, conrelid FROM pg_constraint
+    ) AS part USING (classid, objid)
+    JOIN pg_class AS c ON c.oid = relation JOIN home ON home.oid = relnamespace
+    WHERE refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)
 ), objects AS (
     SELECT 'SCHEMA' AS kind, nspname AS name, quote_ident(nspname) AS path, nspowner AS owner,
         ARRAY[]::name[] AS used_by,
@@ -39,40 +52,44 @@ WITH who AS (
         relname, format('%I.%I', nspname, relname), relowner, ARRAY[relname],
         ARRAY(
             SELECT each FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS each
-            WHERE NOT has_table_privilege(who.oid, c.oid, each)
-            AND (each = 'DELETE' OR NOT has_any_column_privilege(who.oid, c.oid, each))
+            WHERE NOT has_table_privilege(who.oid, c.oid, each) AND (
+                :whole_tables OR each = 'DELETE'
+                OR NOT has_any_column_privilege(who.oid, c.oid, each)
+            )
         )
     FROM pg_class AS c JOIN home ON home.oid = relnamespace, who
     WHERE relkind IN ('r', 'p', 'f', 'v', 'm')
     UNION ALL
     SELECT 'SEQUENCE', relname, format('%I.%I', nspname, relname), relowner,
-        ARRAY(
-            SELECT relname FROM pg_depend JOIN pg_attrdef AS d ON d.oid = objid
-            JOIN pg_class ON pg_class.oid = adrelid
-            WHERE classid = 'pg_attrdef'::regclass
-            AND refclassid = 'pg_class'::regclass AND refobjid = c.oid
-        ),
+        ARRAY(SELECT relname FROM uses WHERE used = c.oid),
         ARRAY(
             SELECT each FROM unnest(ARRAY['USAGE', 'SELECT']) AS each
             WHERE NOT has_sequence_privilege(who.oid, c.oid, each)
         )
     FROM pg_class AS c JOIN home ON home.oid = relnamespace, who
     WHERE relkind = 'S'
+    UNION ALL
+    SELECT 'FUNCTION', proname,
+        format('%I.%I(%s)', nspname, proname, pg_get_function_identity_arguments(p.oid)), proowner,
+        ARRAY(SELECT relname FROM uses WHERE used = p.oid), ARRAY['EXECUTE']
+    FROM pg_proc AS p JOIN home ON home.oid = pronamespace, who
+    WHERE prokind = 'f' AND NOT has_function_privilege(who.oid, p.oid, 'EXECUTE')
 )
-SELECT role, kind, name, path, used_by, quote_ident(pg_get_userbyid(
+SELECT role, kind, name, path, used_by,
+    quote_ident(pg_get_userbyid(
         CASE owner WHEN 'pg_database_owner'::regrole THEN datdba ELSE owner END
     )) AS owner,
     pg_has_role(owner, 'USAGE') AS is_ours,
     lacks || CASE WHEN pg_has_role(who.oid, owner, 'USAGE') THEN '{}' ELSE '{OWNERSHIP}'::text[] END
 FROM objects, who, pg_database WHERE datname = current_database()
-ORDER BY kind, path
+ORDER BY array_position('{SCHEMA,TABLE,VIEW,SEQUENCE,FUNCTION}', kind), path
 """)
 
 log = structlog.get_logger("privileges")
 
 
 class Object(NamedTuple):
-    """A schema, table, view or sequence, and what a role lacks on it.
+    """A schema, table, view, sequence or function, and what a role lacks on it.
 
     `role`, `path` and `owner` are as SQL spells them. `used_by`: the tables that cannot do
     without it. `is_ours`: this connection may give privileges on it.
@@ -96,15 +113,13 @@ class Shortage:
 
     def __str__(self) -> str:
         objects = [each for group in self.missing.values() for each in group]
-        owners = " or ".join(sorted({each.owner for each in objects}))
+        owners = {each.owner for each in objects}
+        who = f"{owners.pop()}, or as a superuser" if len(owners) == 1 else "a superuser"
         lacks = "; ".join(
             f"{', '.join(privileges)} on {kind.lower()} {_paths(group)}"
             for (kind, privileges), group in self.missing.items()
         )
-        return (
-            f"Role {objects[0].role} lacks {lacks}. "
-            f"Run as {owners}, or as a superuser: {' '.join(self.statements())}"
-        )
+        return f"Role {objects[0].role} lacks {lacks}. Run as {who}: {' '.join(self.statements())}"
 
     def hides_the_revision(self) -> bool:
         """Whether the role cannot read which revision the schema is at."""
@@ -127,14 +142,26 @@ class Shortage:
         return found
 
 
-def of_service(connection: Connection, schema: str, mentioned: str = "") -> Shortage | None:
-    """What this connection's role lacks for the models, and on objects that an error mentions."""
-    objects = [
-        each
-        for each in _objects(connection, schema)
-        if _is_of_the_models(each) or each.name in mentioned.split()
-    ]
+def of_service(connection: Connection, schema: str) -> Shortage | None:
+    """What this connection's role lacks to work with the models.
+
+    A privilege on some columns of a table is enough: somebody chose them.
+    """
+    objects = filter(_is_of_the_models, _objects(connection, schema))
     return _shortage(objects, _needed_to_serve)
+
+
+def of_failed_statement(error: DBAPIError) -> Shortage | None:
+    """What the service's role lacks on the objects that the error names; ends the transaction."""
+    # Without USAGE on the schema, its tables look as if they were not there.
+    if not is_without_privilege(error) and not is_behind_the_models(error):
+        return None
+    db.session.rollback()
+    schema = current_app.config["SETTINGS"].schema_name
+    words = reason(error)
+    objects = _objects(db.session.connection(), schema, whole_tables=True)
+    named = [each for each in objects if each.kind == "SCHEMA" or each.name in words]
+    return _shortage(named, _needed_to_serve)
 
 
 def of_migrations(connection: Connection, schema: str) -> Shortage | None:
@@ -164,7 +191,7 @@ def grant(connection: Connection, schema: str, role: str) -> None:
         if role == connection.scalar(text("SELECT current_user")):
             return
         objects = _objects(connection, schema, role)
-        ours = _shortage([each for each in objects if each.is_ours], _needed_on_all)
+        ours = _shortage([each for each in objects if each.is_ours], _needed_of_all)
         others = _shortage(
             [each for each in objects if not each.is_ours and _is_of_the_models(each)],
             _needed_to_serve,
@@ -200,9 +227,11 @@ def by_default(schema: str, role: str) -> list[str]:
     ]
 
 
-def _objects(connection: Connection, schema: str, role: str | None = None) -> list[Object]:
-    rows = connection.execute(OBJECTS, {"schema": schema, "role": role})
-    return [Object(*row) for row in rows]
+def _objects(
+    connection: Connection, schema: str, role: str | None = None, whole_tables: bool = False
+) -> list[Object]:
+    values = {"schema": schema, "role": role, "whole_tables": whole_tables}
+    return [Object(*row) for row in connection.execute(OBJECTS, values)]
 
 
 def _is_of_the_models(each: Object) -> bool:
@@ -211,14 +240,16 @@ def _is_of_the_models(each: Object) -> bool:
 
 
 def _needed_to_serve(each: Object) -> Collection[str]:
-    if each.kind in ("SCHEMA", "SEQUENCE"):
-        return ["USAGE"]
+    if each.kind in ALWAYS_NEEDED:
+        return ALWAYS_NEEDED[each.kind]
     if (stated := _stated(each.name)) is not None:
         return stated
     return ["SELECT"] if each.kind == "VIEW" else ROWS
 
 
-def _needed_on_all(each: Object) -> Collection[str]:
+def _needed_of_all(each: Object) -> Collection[str]:
+    if each.kind == "FUNCTION" and not each.used_by:
+        return []  # Everybody may call a function unless somebody chose otherwise.
     return ["USAGE", "SELECT"] if each.kind == "SEQUENCE" else _needed_to_serve(each)
 
 
@@ -227,7 +258,7 @@ def _needed_to_migrate(each: Object) -> Collection[str]:
         return ["USAGE", "CREATE"]
     if each.name == VERSION_TABLE:
         return ROWS
-    return [] if each.kind == "SEQUENCE" else ["OWNERSHIP"]
+    return ["OWNERSHIP"] if each.kind in ("TABLE", "VIEW") else []
 
 
 def _stated(table: str) -> Collection[str] | None:

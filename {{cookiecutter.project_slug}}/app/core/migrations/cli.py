@@ -11,8 +11,10 @@ from flask import Flask, current_app
 from flask.cli import with_appcontext
 from flask_migrate import Migrate
 from flask_migrate.cli import db as flask_db
+from sqlalchemy.exc import DBAPIError
 
 from app.core import history
+from app.core.database_errors import reason
 from app.core.migrations.failures import JOIN_THE_HEADS
 from app.core.safety import judge_pending
 from app.models import db
@@ -82,7 +84,11 @@ def lint_command(revision: str | None, as_json: bool) -> None:
 
     Exit code: 0 clean, 1 hazards, 2 could not judge.
     """
-    report = judge_pending(current_app.config["SETTINGS"], revision)
+    try:
+        report = judge_pending(current_app.config["SETTINGS"], revision)
+    except DBAPIError as error:
+        click.echo(f"The database cannot be read: {reason(error)}. Run: flask doctor", err=True)
+        sys.exit(2)
     click.echo(report.json() if as_json else report.text())
     sys.exit(report.exit_code)
 

@@ -18,7 +18,7 @@ from app.core import extensions, history, privileges
 from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
 from app.core.migrations import failures, lock, offline
-from app.core.migrations.autogenerate import Autogenerate
+from app.core.migrations.autogenerate import Autogenerate, tables_may_refer_to_each_other
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.core.safety.statements import CONCURRENTLY
@@ -64,6 +64,7 @@ def run() -> None:
             _bring_extensions_home(connection)
         _migrate_with_retries(connection, settings)
         if writes and settings.service_role:
+            connection.commit()  # Alembic has at least read something.
             privileges.grant(connection, settings.schema_name, settings.service_role)
 
 
@@ -104,7 +105,7 @@ def _migrate(connection: Connection, settings: Settings) -> None:
         on_version_apply=_reset_session,
         **options,
     )
-    with context.begin_transaction():
+    with tables_may_refer_to_each_other(), context.begin_transaction():
         context.run_migrations()
 
 

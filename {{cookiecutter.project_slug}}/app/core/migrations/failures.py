@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core import history, privileges
 from app.core.database import quote
-from app.core.database_errors import is_without_privilege, reason
+from app.core.database_errors import explained, is_without_privilege, reason
 
 BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
 JOIN_THE_HEADS = 'Join them: flask db merge heads -m "join two branches"'
@@ -69,7 +69,7 @@ def failure(error: DBAPIError, connection: Connection) -> str:
         heading = "Bad data found by VALIDATE"
     statement = " ".join((error.statement or "").split())[:300]
     return (
-        f"The revision after {at} failed: {reason(error)}\n  in: {statement}\n"
+        f"The revision after {at} failed: {explained(error)}\n  in: {statement}\n"
         f"The database is at {at}; nothing of a failed transaction stays. "
         f"See docs/recovery.md, {heading}."
     )

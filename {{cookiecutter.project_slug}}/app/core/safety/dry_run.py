@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from app.config import Settings
 from app.core import extensions
 from app.core.database import RESET_SESSION, connect_directly, quote
-from app.core.database_errors import reason
+from app.core.database_errors import explained, reason
 from app.core.safety import catalog, concurrently, objects
 from app.core.safety.catalog import Catalog
 from app.core.safety.copy import CannotCopy, copy
@@ -137,7 +137,7 @@ class Observed:
 
     def said(self, error: BaseException) -> str:
         """An error for people."""
-        words = reason(error)
+        words = explained(error)
         if not isinstance(error, DBAPIError | CannotJudge):
             words = f"{type(error).__name__}: {words}"
         return self.plain(words + self.hint)

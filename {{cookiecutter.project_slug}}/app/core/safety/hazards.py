@@ -55,8 +55,9 @@ HAZARDS = {
     "table-drop": (
         "Table {table} is dropped with its data{detail}. The code that still runs fails where "
         "it uses it.",
-        "two deploys: first the code without the table, with the revision held back; then the "
-        "drop, acknowledged.",
+        'two deploys: first delete the model, and write `__unused_tables__ = ("{table}",)` in '
+        "app/models/__init__.py; `flask db migrate`. Once that runs everywhere, delete that line "
+        "and migrate again. See {page}, A table that goes.",
     ),
     "column-rename": (
         "{where} gets another name{detail}. The code that still runs reads the old one in every "
@@ -87,12 +88,17 @@ HAZARDS = {
         "then remove the value.",
     ),
     "native-enum": (
-        "{where} is a native enum{detail}. Its type lives in one schema, survives a downgrade, "
-        "and Alembic does not see a new value.",
+        "{where} is a native enum{detail}, of a type that the schema does not have yet. Such a "
+        "type can get values, but never lose one, and its own downgrade has to remove it.",
         "`{item}: Mapped[YourEnum]` is stored as text by app/models/base.py; or Enum(…, "
-        "native_enum=False, length=64). To add a value to a type that exists: `flask db "
-        "revision`, and op.execute(\"ALTER TYPE … ADD VALUE IF NOT EXISTS '…'\") in an "
-        "autocommit_block().",
+        "native_enum=False, length=64). A type that the database has already is kept, and gets "
+        "the values that the model gets.",
+    ),
+    "enum-values": (
+        "The native enum {item} changes{detail}. PostgreSQL can add values to an enum; it cannot "
+        "remove one, or put them in another order.",
+        "keep the values and their order in the model, and add new ones at any place. Or move "
+        "the column to text: a new column, backfill, switch.",
     ),
     "json-column": (
         "{where} is of type json, which has no equality: SELECT DISTINCT, GROUP BY and UNION "
@@ -100,8 +106,8 @@ HAZARDS = {
         "use JSONB, from sqlalchemy.dialects.postgresql.",
     ),
     "unseen-change": (
-        "{where}: the models say {detail}. Alembic can not see this change and would never "
-        "write it.",
+        "{where}: the models say {detail}. Neither Alembic nor `flask db migrate` knows how to "
+        "write this change.",
         "write it by hand: `flask db revision -m …`, and the statement in upgrade() and "
         "downgrade().",
     ),
@@ -217,7 +223,13 @@ HAZARDS = {
         "change the revision, or the model that it was written for, and try again.",
     ),
 }
-NOT_ACKNOWLEDGED = {"fails", "native-enum", "concurrently-in-transaction", "partitioned-index"}
+NOT_ACKNOWLEDGED = {
+    "fails",
+    "unseen-change",
+    "enum-values",
+    "concurrently-in-transaction",
+    "partitioned-index",
+}
 
 
 @dataclass(frozen=True)
@@ -228,6 +240,8 @@ class Hazard:
     table: str = ""
     item: str = ""
     detail: str = ""
+    # Instead of the recipe of its kind.
+    instead: str = ""
 
     @property
     def where(self) -> str:
@@ -241,7 +255,7 @@ class Hazard:
 
     @property
     def can_be_acknowledged(self) -> bool:
-        """Not where the revision would not run, or leave what its downgrade cannot remove."""
+        """Not where the revision would not run, or where there is no statement for it."""
         return self.name not in NOT_ACKNOWLEDGED
 
     @property
@@ -252,7 +266,7 @@ class Hazard:
     @property
     def recipe(self) -> str:
         """The safe way."""
-        return self._filled(HAZARDS[self.name][1])
+        return self._filled(self.instead or HAZARDS[self.name][1])
 
     def _filled(self, sentence: str) -> str:
         return sentence.format(

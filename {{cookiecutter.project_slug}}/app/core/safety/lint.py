@@ -87,7 +87,8 @@ def _judge_all(
             if verdict.not_judged and run is not None and not verdict.needs_rows:
                 run, trouble = None, f"the revision before it could not be judged ({each.revision})"
             if each.revision in ids:
-                _apply_acknowledgements(verdict, each, history.unused_columns(everything[:number]))
+                earlier = history.recorded_as_unused(everything[:number])
+                _apply_acknowledgements(verdict, each, earlier)
                 result.verdicts.append(verdict)
 
 
@@ -136,7 +137,7 @@ def _added_lately(earlier: list[Script]) -> set[str]:
 def _apply_acknowledgements(verdict: Verdict, script: Script, unused: set[str]) -> None:
     reasons = dict(getattr(script.module, "acknowledged", {}))
     for hazard in verdict.hazards:
-        if hazard.name == "column-drop" and hazard.where in unused:
+        if hazard.name in ("column-drop", "table-drop") and hazard.where in unused:
             reasons.setdefault(hazard.key, "an earlier revision says that it is not used any more")
     left = without_acknowledged(verdict.hazards, reasons)
     verdict.acknowledged = {
