@@ -32,7 +32,7 @@ from app.core.safety.objects import Object
 from app.core.safety.proxies import proxies
 from app.core.safety.scratch import Scratch
 from app.core.safety.statements import ALONE, CONCURRENTLY, TRANSACTION, Statement
-from app.core.sql import split
+from app.core.sql import NAME, split
 from app.models import db
 
 MESSAGES = {
@@ -69,9 +69,19 @@ OTHER_SCHEMAS = (
     f" ('information_schema', '{extensions.SCHEMA}')"
     " AND NOT EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = n.oid)"
 )
-INITIALLY_DEFERRED = (
-    "SELECT DISTINCT quote_ident(conname) FROM pg_constraint"
-    " WHERE condeferred AND connamespace = to_regnamespace(%s)"
+DEFERRABLE = (
+    "SELECT string_agg(quote_ident(conname), ', '),"
+    " string_agg(quote_ident(conname), ', ') FILTER (WHERE condeferred)"
+    " FROM pg_constraint WHERE condeferrable AND connamespace = to_regnamespace(%s)"
+)
+VERSION_TABLE = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
+ADD_VALUE = re.compile(
+    r"\s*alter\s+type\b.*\badd\s+value\s+(?:if\s+not\s+exists\s+)?'((?:[^']|'')*)'",
+    re.IGNORECASE | re.DOTALL,
+)
+DROPPED_AT_COMMIT = re.compile(
+    rf"\s*create\s+temp(?:orary)?\s+table\s+(?:if\s+not\s+exists\s+)?{NAME}.*\bon\s+commit\s+drop",
+    re.IGNORECASE | re.DOTALL,
 )
 
 ONLY_VALIDATES = re.compile(
@@ -163,6 +173,10 @@ class DryRun:
         self._known: tuple[Catalog, dict[int, Object]] | None = None
         # The tables that this transaction of the revision changed.
         self._changed: set[int] = set()
+        self._temporary: set[str] = set()
+        # Values of enums that this transaction, or one before it, added.
+        self._new_values: set[str] = set()
+        self._old_values: set[str] = set()
         self._settings: tuple[Any, ...] = ()
         driver.add_notice_handler(
             lambda notice: self._messages.append(notice.message_primary or "")
@@ -262,12 +276,14 @@ class DryRun:
 
     def _build_anew(self, history: Iterable[Script]) -> None:
         self.scratch.from_nothing = True
+        # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
+        self._server.execute("SAVEPOINT history")
+        self._server.execute(VERSION_TABLE)
         for script in history:
             with self._operations():
                 script.module.upgrade()
             self._end_transaction()
             self._reset_settings()
-        self.scratch.from_nothing = False
 
     def _run(self, work: Work) -> BaseException | None:
         """Run a part of a revision; what failed as a statement leaves nothing behind."""
@@ -348,16 +364,24 @@ class DryRun:
                 self._autocommit = True
                 yield
             self._autocommit = False
+            self._end_transaction()
             migration._transaction = self.connection.begin()
 
         return autocommit_block
 
     def _end_transaction(self) -> None:
-        """Do what the server does at COMMIT: check the constraints that waited for it."""
+        """Do what the server does at COMMIT: check constraints that wait, drop what goes then."""
         self._changed.clear()
-        self._server.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        for (name,) in self._server.execute(INITIALLY_DEFERRED, [self.schema]).fetchall():
-            self._server.execute(f"SET CONSTRAINTS {name} DEFERRED")
+        self._old_values |= self._new_values
+        self._new_values.clear()
+        row = self._server.execute(DEFERRABLE, [self.schema]).fetchone()
+        deferrable, deferred = row or ("", "")
+        if deferrable:
+            self._server.execute(f"SET CONSTRAINTS {deferrable} IMMEDIATE")
+        if deferred:
+            self._server.execute(f"SET CONSTRAINTS {deferred} DEFERRED")
+        while self._temporary:
+            self._server.execute(f"DROP TABLE IF EXISTS pg_temp.{self._temporary.pop()}")
         self._messages.clear()
 
     def _cursor_class(run) -> type[Cursor[Any]]:  # noqa: N805 - the cursor has a self, too
@@ -387,13 +411,21 @@ class DryRun:
 
     @contextmanager
     def _one_statement(self) -> Iterator[None]:
-        """Outside of a transaction a statement that fails takes nothing else along."""
-        if not self._autocommit:
+        """Outside of a transaction a statement that fails takes nothing else along.
+
+        Nor does one that uses a value of an enum which an earlier revision added: to the server
+        all of a dry run is one transaction, and too early for that.
+        """
+        if not self._autocommit and not self._old_values:
             yield
             return
         self._server.execute("SAVEPOINT one_statement")
         try:
             yield
+        except errors.UnsafeNewEnumValueUsage as error:
+            self._server.execute("ROLLBACK TO SAVEPOINT one_statement")
+            if not any(f'"{value}"' in str(error) for value in self._old_values - self._new_values):
+                raise
         except errors.Error:
             self._server.execute("ROLLBACK TO SAVEPOINT one_statement")
             raise
@@ -407,6 +439,11 @@ class DryRun:
             alone = self._autocommit and len(commands) == 1
             self.observed.statements += [Statement(each, alone) for each in commands]
             self._messages.clear()
+        self._new_values |= {found[1] for each in commands if (found := ADD_VALUE.match(each))}
+        temporary = (DROPPED_AT_COMMIT.match(each) for each in commands)
+        self._temporary |= {found[2] or found[1] for found in temporary if found}
+        if self._autocommit:
+            concurrently.refuse_outside_of_a_transaction(commands)
         translated = self.scratch.translated(words)
         if not any(
             TRANSACTION.match(each) or ALONE.match(each) or CONCURRENTLY.search(each)
