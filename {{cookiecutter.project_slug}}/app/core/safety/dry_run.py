@@ -33,6 +33,7 @@ from app.core.safety.proxies import proxies
 from app.core.safety.scratch import Scratch
 from app.core.safety.statements import ALONE, CONCURRENTLY, TRANSACTION, Statement
 from app.core.sql import NAME, split
+from app.core.waiting import telling
 from app.models import db
 
 MESSAGES = {
@@ -178,6 +179,7 @@ class DryRun:
         self._new_values: set[str] = set()
         self._old_values: set[str] = set()
         self._settings: tuple[Any, ...] = ()
+        self._defaults = self._read_defaults()
         driver.add_notice_handler(
             lambda notice: self._messages.append(notice.message_primary or "")
         )
@@ -227,13 +229,13 @@ class DryRun:
         self.observed = Observed(before, before, things, things, self.scratch.plain, existing)
         self._latest = before
         self._changed = set()
-        defaults = self._read_defaults()
         for work in works:
             if error := self._run(work):
                 self.observed.failures.append(error)
                 if not isinstance(error, DBAPIError):
                     break
-        self._note_defaults(defaults)
+        if not all(KEEPS_SETTINGS.match(each.text) for each in self.observed.statements):
+            self._note_defaults()
         self._reset_settings()
         if any(_misses_an_extension(each) for each in self.observed.failures):
             self.observed.hint = extensions.out_of_sight(self.connection)
@@ -279,11 +281,14 @@ class DryRun:
         # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
-        for script in history:
-            with self._operations():
-                script.module.upgrade()
-            self._end_transaction()
-            self._reset_settings()
+        scripts = [*history]
+        with telling(f"replaying {len(scripts)} revisions") as tell:
+            for done, script in enumerate(scripts):
+                tell(f"replaying {len(scripts)} revisions: {done} done")
+                with self._operations():
+                    script.module.upgrade()
+                self._end_transaction()
+                self._reset_settings()
 
     def _run(self, work: Work) -> BaseException | None:
         """Run a part of a revision; what failed as a statement leaves nothing behind."""
@@ -535,8 +540,9 @@ class DryRun:
             return self._settings
         return self._server.execute(READ_SETTINGS).fetchone() or ()
 
-    def _note_defaults(self, before: set[tuple[str, str]]) -> None:
-        for role, setting in self._read_defaults() - before:
+    def _note_defaults(self) -> None:
+        before, self._defaults = self._defaults, self._read_defaults()
+        for role, setting in self._defaults - before:
             name = setting.split("=")[0]
             if name in SETTINGS:
                 self.observed.settings[name] = f" for {role}, for good"
