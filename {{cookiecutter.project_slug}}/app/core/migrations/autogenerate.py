@@ -44,6 +44,7 @@ from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import CannotJudge, dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
 from app.core.safety.offline import enum_labels
+from app.core.waiting import telling
 from app.models import db
 
 log = structlog.get_logger("migrations")
@@ -263,7 +264,7 @@ class Autogenerate:
     ) -> tuple[list[list[Hazard]], list[Difference], list[tuple[Hazard, Any]]]:
         """What the server says of each part, and what differs after all of them."""
         models, _ = self.catalogs
-        with dry_run(self.settings) as run:
+        with dry_run(self.settings) as run, telling("trying the change in a dry run"):
             try:
                 run.start(before, at_current=True)
             except CannotJudge as error:

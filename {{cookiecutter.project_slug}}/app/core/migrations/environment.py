@@ -55,7 +55,8 @@ def run() -> None:
         with connection.begin():
             at = history.current(connection)
         _refuse_unknown_revision(at)
-        if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+        # Where no revision ran yet, there are no rows that one of them could hurt.
+        if at and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
         extensions.give_a_home(connection)

@@ -33,6 +33,7 @@ from app.core.safety.proxies import proxies
 from app.core.safety.scratch import Scratch
 from app.core.safety.statements import ALONE, CONCURRENTLY, TRANSACTION, Statement
 from app.core.sql import NAME, split
+from app.core.waiting import telling
 from app.models import db
 
 MESSAGES = {
@@ -51,6 +52,12 @@ SETTINGS = (
     "role",
     "session_authorization",
     "session_replication_role",
+)
+# The bulk of all statements; the server need not be asked whether they changed one.
+KEEPS_SETTINGS = re.compile(
+    r"\s*((create|alter|drop)\s+(unlogged\s+|unique\s+)?(table|index)|comment)\b"
+    r"(?!.*\b(select|execute|values)\b)",
+    re.IGNORECASE | re.DOTALL,
 )
 READ_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in SETTINGS)
 # What ALTER ROLE … SET and ALTER DATABASE … SET leave behind.
@@ -173,6 +180,7 @@ class DryRun:
         self._new_values: set[str] = set()
         self._old_values: set[str] = set()
         self._settings: tuple[Any, ...] = ()
+        self._defaults = self._read_defaults()
         driver.add_notice_handler(
             lambda notice: self._messages.append(notice.message_primary or "")
         )
@@ -212,19 +220,27 @@ class DryRun:
         `script` is its file, where it has one already.
         """
         self._metadata = history.metadata_of(script)
+        works = [*works]
+        observed = self._observe([lambda: [work() for work in works]])
+        if len(works) > 1 and any(isinstance(each, DBAPIError) for each in observed.failures):
+            # It was rolled back. Now each part alone, to hear of all that fail.
+            observed = self._observe(works)
+        return observed
+
+    def _observe(self, works: Iterable[Work]) -> Observed:
         self._known = self._known or self._read()
         before, things = self._known
         existing = {each.name for each in before.tables.values()}
         self.observed = Observed(before, before, things, things, self.scratch.plain, existing)
         self._latest = before
         self._changed = set()
-        defaults = self._read_defaults()
         for work in works:
             if error := self._run(work):
                 self.observed.failures.append(error)
                 if not isinstance(error, DBAPIError):
                     break
-        self._note_defaults(defaults)
+        if not all(KEEPS_SETTINGS.match(each.text) for each in self.observed.statements):
+            self._note_defaults()
         self._reset_settings()
         if any(_misses_an_extension(each) for each in self.observed.failures):
             self.observed.hint = extensions.out_of_sight(self.connection)
@@ -270,12 +286,15 @@ class DryRun:
         # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
-        for script in scripts:
-            self._metadata = history.metadata_of(script)
-            with self._operations():
-                script.module.upgrade()
-            self._end_transaction()
-            self._reset_settings()
+        scripts = [*scripts]
+        with telling(f"replaying {len(scripts)} revisions") as tell:
+            for done, script in enumerate(scripts):
+                tell(f"replaying {len(scripts)} revisions: {done} done")
+                self._metadata = history.metadata_of(script)
+                with self._operations():
+                    script.module.upgrade()
+                self._end_transaction()
+                self._reset_settings()
 
     def _run(self, work: Work) -> BaseException | None:
         """Run a part of a revision; what failed as a statement leaves nothing behind."""
@@ -382,7 +401,7 @@ class DryRun:
                 if not run._running:
                     return super().execute(query, params, **options)
                 words = _as_string(query, self)
-                run._before_statement()
+                run._before_statement(words)
                 values = run.scratch.translated_values(words, params)
                 with run._one_statement():
                     super().execute(run._runnable(words), values, **options)
@@ -393,10 +412,10 @@ class DryRun:
                 if not run._running:
                     super().executemany(query, params_seq, **options)
                     return
-                run._before_statement()
+                words = _as_string(query, self)
+                run._before_statement(words)
                 with run._one_statement():
-                    words = run._runnable(_as_string(query, self))
-                    super().executemany(words, params_seq, **options)
+                    super().executemany(run._runnable(words), params_seq, **options)
                 run._after_statement(self)
 
         return Listening
@@ -455,9 +474,10 @@ class DryRun:
                 runnable.append(each)
         return "; ".join(runnable) or "SELECT 1"
 
-    def _before_statement(self) -> None:
+    def _before_statement(self, words: str) -> None:
         if self._listening:
-            self._settings = self._read_settings()
+            harmless = all(KEEPS_SETTINGS.match(each) for each in split(words))
+            self._settings = () if harmless else self._read_settings()
 
     def _after_statement(self, cursor: Cursor[Any]) -> None:
         if not self._listening:
@@ -514,6 +534,8 @@ class DryRun:
         return {oid for oid, table in self._latest.tables.items() if table.name in words}
 
     def _note_settings(self) -> None:
+        if not self._settings:
+            return
         for name, old, new in zip(SETTINGS, self._settings, self._read_settings(), strict=True):
             if old != new:
                 change = self.scratch.plain(f" from {old or 'nothing'} to {new or 'nothing'}")
@@ -524,8 +546,9 @@ class DryRun:
             return self._settings
         return self._server.execute(READ_SETTINGS).fetchone() or ()
 
-    def _note_defaults(self, before: set[tuple[str, str]]) -> None:
-        for role, setting in self._read_defaults() - before:
+    def _note_defaults(self) -> None:
+        before, self._defaults = self._defaults, self._read_defaults()
+        for role, setting in self._defaults - before:
             name = setting.split("=")[0]
             if name in SETTINGS:
                 self.observed.settings[name] = f" for {role}, for good"
