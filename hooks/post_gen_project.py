@@ -78,7 +78,7 @@ def main():
     started = time.monotonic()
     keep_what_was_chosen()
     if is_compared():
-        remember_for_the_merge()
+        help_the_merge(os.environ.get("PWD", ""))
         return
     write_env()
     installing, committing = install_steps(), git_steps()
@@ -106,16 +106,42 @@ def is_compared():
     return commands[:1] in (["diff"], ["update"])
 
 
-def remember_for_the_merge():
-    """Give the git of the project being updated the files as the template made them.
+def help_the_merge(project):
+    """Give cruft what it needs to bring all changes to the project as one merge."""
+    if os.path.exists(os.path.join(project, ".cruft.json")):
+        keep_changes_of_removed_files(Path(project))
+        remember_for_the_merge(project)
+
+
+def keep_changes_of_removed_files(project):
+    """Keep a file as NAME.ours if this version no longer has it but the project changed it.
+
+    git cannot merge a change into a removal, and then cruft merges none of the other files either.
+    To git, a copy of the old file is a rename, which takes the project's changes along. cruft runs
+    this hook in its clone of the template, next to the old version.
+    """
+    old = Path(f"/proc/{COOKIECUTTER}/cwd").resolve().parent / "current_template"
+    if not old.exists():
+        return
+    options = ["--no-index", "--name-status", "--diff-filter=D", "-z"]
+    removed = run(["git", "diff", *options, str(old), "."]).stdout.split("\0")[1::2]
+    for file in map(Path, removed):
+        name = file.relative_to(old)
+        changed = project / name
+        if changed.is_file() and changed.read_bytes() != file.read_bytes():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(str(file), f"{name}.ours")
+            say(f"{name}: this version no longer has it; your changed file is kept as {name}.ours")
+
+
+def remember_for_the_merge(project):
+    """Give the updated project's git the files as the template made them.
 
     cruft applies its changes with `git apply --3way`, which can only merge a file whose original
     git has. A clone on another machine does not have it.
     """
-    project = os.environ.get("PWD", "")
-    if os.path.exists(os.path.join(project, ".cruft.json")):
-        files = [str(path.resolve()) for path in Path().rglob("*") if path.is_file()]
-        run(["git", "-C", project, "hash-object", "-w", "--no-filters", *files])
+    files = [str(path.resolve()) for path in Path().rglob("*") if path.is_file()]
+    run(["git", "-C", project, "hash-object", "-w", "--no-filters", *files])
 
 
 def keep_what_was_chosen():

@@ -20,16 +20,26 @@ pyproject.toml
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
-app/core/errors.py app/core/history.py app/core/logs.py app/core/privileges.py
-app/core/seeding.py app/core/shell.py app/core/waiting.py
+app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
+app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
+app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
-app/core/migrations/model_checks.py app/core/migrations/offline.py
-app/core/migrations/safe_operations.py app/core/migrations/template/alembic.ini.mako
+app/core/migrations/looks.py app/core/migrations/model_checks.py app/core/migrations/naming.py
+app/core/migrations/offline.py app/core/migrations/ownership.py
+app/core/migrations/reversible.py app/core/migrations/safe_operations.py
+app/core/migrations/server_defaults.py app/core/migrations/template/alembic.ini.mako
 app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
+app/core/migrations/types.py app/core/migrations/unseen.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
-app/core/safety/dry_run.py app/core/safety/hazards.py app/core/safety/lint.py
-app/core/safety/report.py app/core/safety/squawk.py app/core/safety/statements.py
+app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
+app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py
+app/core/safety/offline.py app/core/safety/proxies.py app/core/safety/report.py
+app/core/safety/scratch.py app/core/safety/squawk.py app/core/safety/statements.py
+app/core/safety/whole_tables.py
+app/core/seeding/__init__.py app/core/seeding/cli.py app/core/seeding/planting.py
+app/core/seeding/removal.py app/core/seeding/seed.py app/core/seeding/stage.py
+app/core/seeding/values.py
 app/models/__init__.py app/models/authors.py app/models/base.py app/models/books.py
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
@@ -38,6 +48,7 @@ app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
+tests/test_shell.py
 """
 
 LICENSE_FILES = {
@@ -184,6 +195,34 @@ def test_every_pair_of_answers_gives_whole_files(cookies, answers):
 def test_python_stays_python():
     for file in (TEMPLATE / "{{cookiecutter.project_slug}}").rglob("*.py"):
         assert not re.search("{%|{{", file.read_text()), file
+
+
+def imports(folder: Path) -> set[str]:
+    """What the files import, by its full name."""
+    nodes = [
+        node for file in folder.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))
+    ]
+    plain = [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+    named = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in named), "a relative import"
+    return {*plain, *(f"{node.module}.{name.name}" for node in named for name in node.names)}
+
+
+@pytest.mark.parametrize(
+    ("part", "foreign"),
+    [
+        ("core/safety", ["app.core.migrations"]),
+        ("models", ["app.core.migrations", "app.core.safety"]),
+        ("routes", ["app.core.migrations", "app.core.safety"]),
+        ("seeds", ["app.core.migrations", "app.core.safety"]),
+    ],
+)
+def test_imports_go_one_way(part, foreign):
+    """`migrations` imports `safety`, never the other way; what serves requests touches neither."""
+    found = imports(TEMPLATE / "{{cookiecutter.project_slug}}/app" / part)
+    assert found
+    wrong = {name for name in found for other in foreign if f"{name}.".startswith(f"{other}.")}
+    assert not wrong
 
 
 def test_two_generations_are_the_same_but_for_env(generated, tmp_path):

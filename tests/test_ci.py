@@ -1,10 +1,11 @@
 """What keeps a generated project in order: its CI, its git hooks, its proposed updates."""
 
 import re
+import shutil
 
 import pytest
 import yaml
-from conftest import TEMPLATE, Project, generate, run
+from conftest import TEMPLATE, Project, commit, generate, run
 
 SCHEMAS = {
     "GitHub Actions": {
@@ -97,6 +98,40 @@ def test_its_commands_pass_and_find_what_is_wrong(project: Project, tmp_path):
         "uv run flask db check",
         "uv run pytest",
     ]
+
+
+def test_its_tests_judge_what_is_not_released(project: Project):
+    """The last tag or, without tags, the main branch is what is released; without git, nothing."""
+
+    def are_green() -> bool:
+        result = project.run(project.python, "-m", "pytest", "-q", "tests/test_migrations.py")
+        found = "test_what_is_not_released_is_safe" in result.stdout
+        assert (result.returncode != 0) == found == ("whole-table-update:books" in result.stdout)
+        return not found
+
+    project.run("git", "branch", "--move", "main")
+    assert are_green()
+    downgrade = '\n\ndef downgrade():\n    op.execute("SELECT 1")\n'
+    revision = project.path / "migrations/versions/0002_wrong.py"
+    revision.write_text(WRONG_REVISION + downgrade)
+    assert not are_green()
+    commit(project.path, "wrong")
+    assert are_green()
+    project.run("git", "tag", "v1", "HEAD~")
+    assert not are_green()
+    project.run("git", "tag", "v2")
+    assert are_green()
+    shutil.rmtree(project.path / ".git")
+    assert not are_green()
+
+
+def test_its_tests_name_the_revision_that_has_no_way_back(project: Project):
+    (project.path / "migrations/versions/0002_wrong.py").write_text(
+        WRONG_REVISION + '\n\ndef downgrade():\n    op.drop_table("nowhere")\n'
+    )
+    result = project.run(project.python, "-m", "pytest", "-q", "tests/test_migrations.py")
+    assert 'table "nowhere" does not exist' in result.stdout
+    assert "Running downgrade 0002 -> 0001" in result.stdout
 
 
 def test_pre_commit_runs_its_hooks(project: Project):

@@ -187,7 +187,7 @@ def test_its_tests_say_once_why_none_can_run(project: Project):
             assert why in result.stdout
     shutil.rmtree(project.path / "migrations")
     result = project.run(project.python, "-m", "pytest")
-    assert "Make it first: flask db init" in result.stdout
+    assert "Create it first: uv run flask db init" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,6 @@ HAZARDS = {
     '    op.execute("create index concurrently ix on parcels (label)")': {
         "concurrently-in-transaction"
     },
-    BLOCK + 'op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON parcels (label)")': {
-        "concurrent-build"
-    },
     COLUMN.format("sa.Text()")
     + "\n    op.execute(\"UPDATE parcels SET x = 'a' WHERE x IS NULL\")": {"whole-table-update"},
     'op.execute("delete from parcels")': {"whole-table-update"},
@@ -106,6 +103,7 @@ HAZARDS = {
 }
 
 SAFE = [
+    BLOCK + 'op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS ix ON parcels (label)")',
     COLUMN.format("sa.Text()"),
     COLUMN.format('sa.Integer(), server_default="0", nullable=False'),
     COLUMN.format("sa.DateTime(), server_default=sa.func.now(), nullable=False"),

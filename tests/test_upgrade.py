@@ -33,21 +33,83 @@ class Order(Base):
     "app/routes/orders.py": """
 from apiflask import APIBlueprint
 
+from app.core.errors import NotPaidError
+
 orders = APIBlueprint("orders", __name__)
 
 
 @orders.get("/api/orders")
 def count() -> dict[str, int]:
     return {"total": 0}
+
+
+@orders.get("/api/orders/<int:number>")
+def show(number: int) -> dict[str, int]:
+    raise NotPaidError(f"Order {number} is not paid.")
 """,
     "tests/test_orders.py": """
-from flask.testing import FlaskClient
+from flask.testing import FlaskClient, FlaskCliRunner
 
 
 def test_orders(client: FlaskClient) -> None:
     assert client.get("/api/orders").json == {"total": 0}
+
+
+def test_an_order_that_nobody_paid(client: FlaskClient) -> None:
+    response = client.get("/api/orders/1")
+    assert (response.status_code, response.mimetype) == (402, "application/problem+json")
+
+
+def test_the_own_command(cli: FlaskCliRunner) -> None:
+    assert cli.invoke(args=["greet"]).output == "hello\\n"
 """,
 }
+# What a team adds to files of the template: the line of the template before it, and its own lines.
+ADDITIONS = {
+    "app/core/errors.py": [
+        (
+            "    app.register_error_handler(RecursionError, _nested_too_deeply)\n",
+            "    app.register_error_handler(NotPaidError, _not_paid)\n",
+        ),
+        (
+            'MEDIA_TYPE = "application/problem+json"\n',
+            '\n\nclass NotPaidError(Exception):\n    """First the money."""\n\n',
+        ),
+        (
+            '    return _problem(400, "The body is nested too deeply.")\n',
+            "\n\ndef _not_paid(error: NotPaidError) -> Response:\n"
+            "    return _problem(402, str(error))\n",
+        ),
+    ],
+    "app/core/commands.py": [
+        (
+            '    app.cli.command("prepare")(prepare)\n',
+            '    app.cli.command("greet")(greet)\n',
+        ),
+        (
+            'deletes rows. Add --yes-in-production to go ahead."\n        )\n',
+            '\n\ndef greet() -> None:\n    """Say hello."""\n    click.echo("hello")\n',
+        ),
+    ],
+    # In the old layout a module; now a package has its name.
+    "app/core/migrations.py": [("ATTEMPTS = 12\n", "# Ours: more patience.\n")],
+    ".flaskenv": [("SCHEMA=books\n", "\n# Ours\nFEATURES=none\n")],
+    "pyproject.toml": [
+        ('    "structlog>=25",\n', '    "click>=8",\n'),
+        ('"SIM", "UP", "W"]\n', 'exclude = ["scripts"]\n'),
+    ],
+}
+FILL = """
+from app.core.backfill import backfill
+
+
+def upgrade() -> None:
+    backfill("books", "title = 'none'", where="title = ''")
+
+
+def downgrade() -> None:
+    pass
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +149,7 @@ def create(repository: Path, folder: Path, checkout: str, **answers: object) -> 
 
 
 def lived_in(project: Project) -> None:
-    """Do what a team does to its project: models, migrations, routes, README, rows, settings."""
+    """Do what a team does: new files, changed lines, migrations, rows, settings."""
     for name, text in NEW_FILES.items():
         (project.path / name).write_text(text.lstrip())
     models = project.path / "app/models/__init__.py"
@@ -106,7 +168,20 @@ def lived_in(project: Project) -> None:
     with (project.path / ".env").open("a") as env:
         env.write("LOG_LEVEL=WARNING\n")
     (project.path / "docs/deploying.md").unlink()
-    for words in (["db", "migrate", "-m", "orders"], ["db", "upgrade"], ["seed", "all"]):
+    for name, additions in ADDITIONS.items():
+        file = project.path / name
+        text = file.read_text()
+        for before, ours in additions:
+            assert text.count(before) == 1, before
+            text = text.replace(before, before + ours)
+        file.write_text(text)
+    for words in (["migrate", "-m", "orders"], ["revision", "-m", "fill"]):
+        result = project.flask("db", *words)
+        assert result.returncode == 0, result.stdout
+        project.flask("db", "upgrade")
+    (file,) = (project.path / "migrations/versions").glob("*_fill.py")
+    file.write_text(file.read_text().split("\n\ndef upgrade")[0] + "\n" + FILL)
+    for words in (["db", "upgrade"], ["seed", "all"]):
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
     commit(project.path, "ours")
@@ -135,6 +210,12 @@ def update(project: Project) -> None:
     assert changed
     assert not [line for line in changed if line.startswith(("U", "AA", "??"))], changed
     commit(project.path, "updated")
+
+
+def tracked(project: Project) -> set[str]:
+    """The files in git that an update may add, change or remove."""
+    names = project.run("git", "ls-files").stdout.splitlines()
+    return {name for name in names if not name.startswith(("migrations/", "uv.lock", ".cruft"))}
 
 
 def commands_of_the_page(project: Project) -> list[str]:
@@ -172,8 +253,16 @@ def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     assert readme.endswith("Three people.\n")
     assert not (project.path / "docs/deploying.md").exists()
     assert (project.path / ".github/workflows/ci.yml").exists()
+    for name, additions in ADDITIONS.items():
+        file = project.path / name
+        kept = file if file.exists() else file.with_name(f"{file.name}.ours")
+        assert all(ours in kept.read_text() for _, ours in additions), name
+    newest = create(repository, tmp_path / "newest", "HEAD", install=False, **answers)
+    own = {*NEW_FILES, "app/core/migrations.py.ours"}
+    assert tracked(project) - own == tracked(newest) - {"docs/deploying.md"}
+
     assert project.sql("SELECT count(*) FROM orders") == "[(0,)]"
-    for words in (["db", "upgrade"], ["db", "check"], ["db", "lint"]):
+    for words in (["db", "upgrade"], ["db", "check"], ["db", "lint", "base:head"]):
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
     for tool in (["mypy"], ["ruff", "check"]):

@@ -1,3 +1,3 @@
-# What is true of this project in every environment. Secrets and this machine's own go to .env.
+# What holds for this project in every environment. Secrets and settings of one machine go into .env.
 FLASK_DB_INIT_TEMPLATE=app/core/migrations/template
 SCHEMA={{ cookiecutter.db_schema }}

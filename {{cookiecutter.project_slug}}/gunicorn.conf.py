@@ -1,4 +1,4 @@
-"""gunicorn, which finds this file by itself: `gunicorn` is enough to serve."""
+"""Settings of gunicorn, which finds this file by itself: `gunicorn` is enough to serve."""
 
 import os
 import sys
@@ -14,27 +14,27 @@ from app.core.logs import logging_config
 
 settings = load_settings()
 if settings.database_url is None:
-    # In the process that outlives every reload.
+    # In this process, because it outlives every reload.
     embedded.start()
 
 wsgi_app = "app:create_app()"
 bind = settings.address
 
 workers = settings.web_concurrency
-# One connection of the pool for each thread.
+# One for each connection in the pool.
 threads = settings.database_pool_size
 
-# Seconds that requests under way have to end after SIGTERM.
+# Seconds that running requests have to finish after SIGTERM.
 graceful_timeout = 20
 reload = settings.app_env == "development"
 reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
-    """Shows what keeps the saved code from starting, and waits for the next save."""
+    """Shows why the saved code does not start, and waits for the next save."""
 
     def load_wsgi(self) -> None:
-        """Load the service, or a page with the traceback."""
+        """Load the service or, if that fails, a page with the traceback."""
         try:
             super().load_wsgi()
         except (Exception, SystemExit) as error:
@@ -42,7 +42,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             self.wsgi = make_fail_app("".join(traceback.format_exception(error)))
 
     def handle_quit(self, _signal: int, _frame: Any) -> None:
-        """End at once after Ctrl-C; gunicorn's own way may wait for a lock that it interrupted."""
+        """Stop at once on Ctrl-C; gunicorn's own handler may wait for a lock it interrupted."""
         os._exit(0)
 
 
@@ -50,15 +50,15 @@ worker_class = PatientWorker if reload else "gthread"
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Forget what this file imported: a reloaded worker is to import the code as it is now."""
+    """Forget what this file imported, so that a reloaded worker imports the current code."""
     if reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "app"]:
             del sys.modules[name]
 
 
-# Workers report that they live through a file: in memory, so that the root may be read-only.
+# Workers show that they are alive through a file; in memory, so that the root can be read-only.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
-# It would be a file in the home directory, which a container does not have.
+# It would need a home directory, which a container does not have.
 control_socket_disable = True
 
 logconfig_dict = logging_config(settings)

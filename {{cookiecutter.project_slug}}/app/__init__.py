@@ -4,14 +4,15 @@ from apiflask import APIFlask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.config import PROJECT, Settings, load_settings
-from app.core import commands, database, errors, logs, migrations, shell
+from app.core import commands, database, errors, logs, migrations, seeding, shell
 from app.routes import BLUEPRINTS
+from app.seeds import SEEDS
 
 
 def create_app(settings: Settings | None = None) -> APIFlask:
     """Build the service from `settings`, or from the environment.
 
-    Raises `InvalidSettings`, with all that is missing or wrong.
+    Raises `InvalidSettings`, which names everything that is missing or wrong.
     """
     settings = settings or load_settings()
     app = APIFlask(__name__, title=PROJECT["title"], version=PROJECT["version"], docs_path=None)
@@ -26,6 +27,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     database.init_app(app, settings)
     migrations.init_app(app)
     commands.init_app(app)
+    seeding.init_app(app, SEEDS)
     shell.init_app(app)
     errors.init_app(app)
 

@@ -1,7 +1,7 @@
-"""Environment → one typed `Settings`; everything that is missing or wrong is named at once.
+"""Environment → one typed `Settings`; everything missing or wrong is reported at once.
 
-Sources, the first one wins: environment variables, `.env` (this machine; in production only if it
-says APP_ENV=production itself), `.flaskenv` (this project, tracked).
+Sources, of which the first wins: environment variables, `.env` (this machine; in production only
+if the file itself says APP_ENV=production), `.flaskenv` (this project, tracked).
 """
 
 import os
@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Name, version, description and title have one home: pyproject.toml.
+# Name, version, description and title are defined in one place: pyproject.toml.
 _PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT: dict[str, Any] = _PYPROJECT["project"] | _PYPROJECT["tool"]["service"]
 
@@ -36,15 +36,15 @@ SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 class InvalidSettings(SystemExit):
-    """Ends the process with one message instead of a traceback, wherever settings are read."""
+    """Ends the process with a message, not a traceback, wherever settings are read."""
 
 
 def _database_url(value: object) -> URL | None:
     if value is None or isinstance(value, URL):
         return value
     unreadable = (
-        f"cannot be read as a URL; the form is {URL_FORM}, "
-        "with special characters of the password percent-encoded (@ is %40, / is %2F)"
+        f"cannot be read as a URL. It must look like {URL_FORM}, "
+        "with special characters in the password percent-encoded (@ is %40, / is %2F)."
     )
     try:
         url = _parsed(str(value).strip())
@@ -53,17 +53,17 @@ def _database_url(value: object) -> URL | None:
             url.get_dialect()().create_connect_args(url)  # checks hosts and ports
     except (ArgumentError, ValueError, psycopg.ProgrammingError) as error:
         raise ValueError(unreadable) from error
-    if "@" in (url.host or ""):  # of the password
+    if "@" in (url.host or ""):  # it belongs to the password
         raise ValueError(unreadable)
     if url.drivername != "postgresql+psycopg":
-        raise ValueError(f"begins with {url.drivername}://. It must lead to PostgreSQL: {URL_FORM}")
+        raise ValueError(f"starts with {url.drivername}://. It must be for PostgreSQL: {URL_FORM}.")
     return url
 
 
 def _parsed(text: str) -> URL:
     if not HOSTS_OF_LIBPQ.search(text):
         return make_url(text)
-    # SQLAlchemy takes such hosts only as parameters after the ?, so libpq reads this URL for it.
+    # SQLAlchemy accepts such hosts only as parameters after the ?, so let libpq read the URL.
     parts: dict[str, Any] = conninfo_to_dict(re.sub(r"^postgres\w*\+\w+", "postgresql", text))
     user, password, database = (parts.pop(name, None) for name in ("user", "password", "dbname"))
     return URL.create("postgresql", user, password, database=database, query=parts)
@@ -71,40 +71,40 @@ def _parsed(text: str) -> URL:
 
 def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
     if value is None and info.data.get("app_env") == "production":
-        raise ValueError(f"is not set. Production needs it: {URL_FORM}; see docs/deploying.md")
+        raise ValueError(f"is not set. Production needs it: {URL_FORM}. See docs/deploying.md.")
     return value
 
 
 def _secret_in_production(value: str, info: ValidationInfo) -> str:
     if value == DEVELOPMENT_SECRET_KEY and info.data.get("app_env") == "production":
         raise ValueError(
-            "is not set, or still the value of .env.example. Production needs a random one: "
-            "python -c 'import secrets; print(secrets.token_hex(32))'"
+            "is not set, or still has the value of .env.example. Production needs a random value:"
+            "\n    python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     return value
 
 
 def _without_brackets(host: str) -> str:
-    """`[::]`, as a URL writes an IPv6 address, is `::`."""
+    """`::` for `[::]`, which is how a URL writes that IPv6 address."""
     return host.removeprefix("[").removesuffix("]")
 
 
 def _schema_name(value: str) -> str:
     if not SCHEMA_NAME.fullmatch(value) or value.startswith("pg_"):
         raise ValueError(
-            f"is {value!r}. A schema name has lower-case letters, digits and _, at most 63, "
-            "begins with a letter or _, and not with pg_"
+            f"is {value!r}. A schema name has at most 63 lower-case letters, digits and _, and "
+            "starts with a letter or _, but not with pg_."
         )
     if value == "information_schema":
-        raise ValueError(f"is {value!r}, which belongs to PostgreSQL; choose another name")
+        raise ValueError(f"is {value!r}, which belongs to PostgreSQL. Choose another name.")
     return value
 
 
 def _role_name(value: str) -> str:
     if value in ("public", "none") or value.startswith("pg_") or not value.isprintable():
-        raise ValueError(f"is {value!r}, which cannot be the name of a role of your own")
+        raise ValueError(f"is {value!r}, which cannot be the name of a role of your own.")
     if len(value.encode()) > 63:
-        raise ValueError(f"is {value!r}. The name of a role has at most 63 bytes")
+        raise ValueError(f"is {value!r}. The name of a role has at most 63 bytes.")
     return value
 
 
@@ -112,7 +112,7 @@ DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
 
 
 class Settings(BaseSettings):
-    """The service's settings. `.env.example` lists them all and says what each is for."""
+    """The service's settings. `.env.example` lists them all and explains each."""
 
     model_config = SettingsConfigDict(
         env_ignore_empty=True,
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    # First: the rules of the settings below depend on it.
+    # First, because the rules for the settings below depend on it.
     app_env: Literal["development", "test", "production"] = "development"
 
     database_url: Annotated[DatabaseUrl, AfterValidator(_needed_in_production)] = Field(
@@ -140,8 +140,8 @@ class Settings(BaseSettings):
         "public", validation_alias="SCHEMA"
     )
 
-    # The role of DATABASE_URL, where migrations run as another one: `flask db upgrade` grants it
-    # what it needs.
+    # The role in DATABASE_URL, if migrations run as another one: `flask db upgrade` grants it what
+    # it needs.
     service_role: Annotated[str, AfterValidator(_role_name)] | None = None
 
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
@@ -155,21 +155,21 @@ class Settings(BaseSettings):
     ] = "INFO"
 
     run_migrations: bool = True
-    # Unset: in development yes, elsewhere no.
+    # If unset: yes in development, no elsewhere.
     run_seeds: bool | None = None
     migration_lock_timeout_ms: int = Field(500, ge=1)
-    # A revision: it and those before it were there before `flask db lint` judged anything.
+    # A revision: it and those before it are older than `flask db lint` in this project.
     migration_lint_start_after: str | None = None
     migration_lock_wait_seconds: float = Field(300, ge=0, allow_inf_nan=False)
 
     @property
     def production(self) -> bool:
-        """True when APP_ENV is production."""
+        """True if APP_ENV is production."""
         return self.app_env == "production"
 
     @property
     def address(self) -> str:
-        """Host and port as a URL writes them: an IPv6 address in brackets."""
+        """Host and port as in a URL, with an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -180,7 +180,7 @@ SETTING_NAMES = {
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the settings; `overrides` by field name (`app_env="test"`) win over every source.
+    """Read the settings; `overrides` by field name (`app_env="test"`) beat every source.
 
     Raises `InvalidSettings`, which lists all faults at once and never shows a secret.
     """
@@ -198,11 +198,17 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _forget_development(env_file: Path) -> bool:
-    """Whether `.env` is not one of production; what Flask's command line took from it is undone."""
+    """Undo what Flask's command line took from `.env`, unless that is for production itself.
+
+    True if the file is not to be read.
+    """
     values = dotenv_values(env_file)
     if values.get("APP_ENV") == "production":
         return False
-    given = Path("/proc/self/environ")  # what the process was started with, where there is /proc
+    # `flask` copies .env into the environment before any code of ours runs. Only FLASK_SKIP_DOTENV
+    # stops it, which init.sh sets and nobody types. A value that production itself set must stay,
+    # even if .env has the same: Linux knows what the process was started with.
+    given = Path("/proc/self/environ")
     names = set(re.findall(r"(?:^|\0)(\w+)=", given.read_text() if given.exists() else ""))
     for name, value in values.items():
         if name not in names and os.environ.get(name) == value:
@@ -213,12 +219,12 @@ def _forget_development(env_file: Path) -> bool:
 def _misspelt(env_file: Path) -> Iterator[str]:
     for name in dotenv_values(env_file).keys() - SETTING_NAMES:
         for meant in get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.9):
-            yield f"{name} in {env_file.name} is no setting. Did you mean {meant}?"
+            yield f"{name} in {env_file.name} is not a setting. Did you mean {meant}?"
 
 
 def _fault(error: Any) -> str:
     name = str(error["loc"][0]).upper()
     if error["type"] == "value_error":
-        return f"{name} {error['ctx']['error']}."
+        return f"{name} {error['ctx']['error']}"
     reason = error["msg"].replace("Input should be", "It should be")
     return f"{name} is {error['input']!r}. {reason}."

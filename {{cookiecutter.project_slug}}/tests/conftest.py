@@ -28,8 +28,8 @@ def pytest_configure() -> None:
     """Say once why no test can run."""
     if not (ROOT / "migrations/env.py").exists():
         pytest.exit(
-            "There is no migrations/ yet. Make it first: "
-            "flask db init && flask db migrate -m initial",
+            "There is no migrations/ folder yet. Create it first: "
+            "uv run flask db init && uv run flask db migrate -m initial",
             returncode=1,
         )
     try:
@@ -40,7 +40,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def settings() -> Iterator[Settings]:
-    """Settings with a schema of this process's own: the data of development is not touched."""
+    """Settings with a schema for this process alone; your development data is left alone."""
     settings = load_settings(app_env="test", schema_name=f"test_{os.getpid()}")
     yield settings
     drop_schema(settings)
@@ -48,7 +48,7 @@ def settings() -> Iterator[Settings]:
 
 @pytest.fixture(scope="session")
 def app(settings: Settings, request: pytest.FixtureRequest) -> Iterator[APIFlask]:
-    """The service, its schema built by the real migrations."""
+    """The service, on a schema built by the real migrations."""
     app = create_app(settings)
     app.testing = True
     with app.app_context():
@@ -59,7 +59,7 @@ def app(settings: Settings, request: pytest.FixtureRequest) -> Iterator[APIFlask
 
 
 def migrate(run: pytest.Session) -> None:
-    """Run the migrations; where they fail no test can run, so say why once."""
+    """Run the migrations. If they fail, no test can run, so say why, once."""
     config = current_app.extensions["migrate"].migrate.get_config()
     try:
         alembic.command.upgrade(config, "head")
@@ -70,15 +70,15 @@ def migrate(run: pytest.Session) -> None:
     else:
         return
     if hasattr(run.config, "workerinput"):
-        run.shouldstop = reason  # pytest-xdist prints this for all its processes
+        run.shouldstop = reason  # pytest-xdist prints this once for all processes
     pytest.exit(reason, returncode=1)
 
 
 @pytest.fixture
 def session(app: APIFlask) -> Iterator[Session]:
-    """A session in the transaction that the service uses in this test, rolled back at its end.
+    """A session in the transaction that the service uses during this test; it is rolled back.
 
-    `db.session` and `db.engine` have one connection, on which a commit only ends a savepoint.
+    `db.session` and `db.engine` share one connection, on which a commit only ends a savepoint.
     """
     with app.app_context():
         engine = db.engine
@@ -91,7 +91,7 @@ def session(app: APIFlask) -> Iterator[Session]:
 
 
 class Savepoints:
-    """Begin, commit and rollback on the one connection of a test, whose transaction stays open."""
+    """Begin, commit and rollback on a test's one connection, whose own transaction stays open."""
 
     def __init__(self, connection: Connection) -> None:
         self.engine = connection.engine
@@ -99,7 +99,7 @@ class Savepoints:
         self.open = 0
 
     def replace_transactions(self, patch: pytest.MonkeyPatch) -> None:
-        """Have the engine use this connection only, and savepoints in place of transactions."""
+        """Make the engine use only this connection, with savepoints instead of transactions."""
         dialect = self.engine.dialect
         pool = StaticPool(lambda: self.psycopg, reset_on_return=None, dialect=dialect)
         patch.setattr(self.engine, "pool", pool)
@@ -108,12 +108,12 @@ class Savepoints:
         patch.setattr(self.psycopg, "rollback", self.rollback)
 
     def begin(self) -> None:
-        """Begin a transaction, perhaps while another one is open."""
+        """Begin a transaction, possibly inside another one."""
         self.open += 1
         self.psycopg.execute(f"SAVEPOINT level_{self.open}")
 
     def commit(self) -> None:
-        """Keep what was done so far, even if an outer transaction is rolled back later."""
+        """Keep everything done so far, even if an outer transaction is rolled back later."""
         if self.open:
             self.psycopg.execute("RELEASE SAVEPOINT level_1")
             still_open, self.open = self.open - 1, 0
@@ -121,7 +121,7 @@ class Savepoints:
                 self.begin()
 
     def rollback(self) -> None:
-        """Undo what the innermost transaction did."""
+        """Undo the innermost transaction."""
         if self.open:
             self.psycopg.execute(f"ROLLBACK TO SAVEPOINT level_{self.open}")
             self.psycopg.execute(f"RELEASE SAVEPOINT level_{self.open}")
@@ -136,13 +136,13 @@ def client(app: APIFlask, session: Session) -> FlaskClient:
 
 @pytest.fixture
 def cli(app: APIFlask, session: Session) -> FlaskCliRunner:
-    """Runs `flask …` commands in this process."""
+    """Run `flask …` commands in this process."""
     return app.test_cli_runner()
 
 
 @pytest.fixture
 def empty_app(settings: Settings) -> Iterator[APIFlask]:
-    """The service with a schema of its own that has not been migrated, inside its app context."""
+    """The service on a separate schema that has not been migrated, inside its app context."""
     other = settings.model_copy(update={"schema_name": f"{settings.schema_name}_empty"})
     app = create_app(other)
     with app.app_context():
@@ -153,6 +153,6 @@ def empty_app(settings: Settings) -> Iterator[APIFlask]:
 
 
 def drop_schema(settings: Settings) -> None:
-    """Remove the schema of `settings` and all that is in it."""
+    """Remove the schema of `settings` and everything in it."""
     with direct_engine(settings).begin() as connection:
         connection.execute(DropSchema(settings.schema_name, cascade=True, if_exists=True))

@@ -1,4 +1,4 @@
-"""/api/books, and what every list and every write has in common."""
+"""/api/books, and what all lists and all writes have in common."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def test_a_book_is_deleted(client: FlaskClient, book: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-def test_a_book_that_is_not_there(client: FlaskClient, method: str) -> None:
+def test_a_book_that_does_not_exist(client: FlaskClient, method: str) -> None:
     json: dict[str, Any] | None = {} if method == "PATCH" else None
     response = client.open("/api/books/123456789012", method=method, json=json)
     assert (response.status_code, response.mimetype) == (404, PROBLEM)
@@ -83,7 +83,7 @@ def test_pages(client: FlaskClient, session: Session, author: Author) -> None:
 
 
 @pytest.mark.parametrize("query", ["page=0", "page=x", "per_page=0", "per_page=101"])
-def test_a_page_that_cannot_be(client: FlaskClient, query: str) -> None:
+def test_a_page_that_cannot_exist(client: FlaskClient, query: str) -> None:
     response = client.get(f"/api/books?{query}")
     assert (response.status_code, response.mimetype) == (422, PROBLEM)
     assert response.get_json()["errors"][0]["where"] == f"query.{query.split('=')[0]}"

@@ -64,7 +64,7 @@ def test_all_faults_are_named_at_once() -> None:
 def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("APP_ENV=production\nLOG_LVEL=DEBUG\nSOMETHING_ELSE=1\n")
     message = fault()
-    assert "LOG_LVEL in .env is no setting. Did you mean LOG_LEVEL?" in message
+    assert "LOG_LVEL in .env is not a setting. Did you mean LOG_LEVEL?" in message
     assert "DATABASE_URL is not set" in message
     assert "SOMETHING_ELSE" not in message
 
@@ -134,7 +134,7 @@ def test_the_example_lists_every_setting_with_its_default(monkeypatch: pytest.Mo
     assert live == defaults
 
 
-def test_env_file_is_for_other_environments_than_production(
+def test_production_does_not_read_the_env_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text("SECRET_KEY=of this machine\n")

@@ -1,4 +1,4 @@
-"""Every error is problem+json, also those that no route asks for."""
+"""Every error is problem+json, even those that no route raises itself."""
 
 import pytest
 from apiflask import APIFlask

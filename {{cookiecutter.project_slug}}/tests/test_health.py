@@ -1,4 +1,4 @@
-"""/healthz, /readyz, / and the documentation."""
+"""/healthz, /readyz, / and the API's documentation."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""The plant room: what every request or migration passes through and few people edit."""
+"""The plant room: what every request or migration passes through, and few people ever edit."""

@@ -44,10 +44,11 @@ def backfill(
         raise ValueError("batch_size must be at least 1, and pause_seconds at least 0")
     migration = op.get_context()
     if migration.as_sql:
-        op.execute(f"UPDATE {table} SET {assignments} WHERE {where}")
+        op.execute(_as_written(f"UPDATE {table} SET {assignments} WHERE {where}"))
         return 0
     with migration.autocommit_block():
         batches = _Batches(op.get_bind(), table, assignments, where, batch_size)
+        batches.check()
         done, report = 0, _reporter(table, batches.count())
         for changed in batches:
             done += changed
@@ -69,9 +70,16 @@ class _Batches:
         if not found.primary_key:
             raise ValueError(f"backfill: {table} has no primary key for the batches to follow")
         self.connection = connection
-        self.table, self.assignments, self.where = quote(table), assignments, f"({where})"
+        self.table = quote(table)
+        self.assignments, self.where = _as_written(assignments), f"({_as_written(where)})"
         self.key = [quote(column.name) for column in found.primary_key]
         self.size = size
+
+    def check(self) -> None:
+        """Have the server look at the UPDATE before the first batch, also where no row is left."""
+        self.connection.execute(
+            text(f"EXPLAIN UPDATE {self.table} SET {self.assignments} WHERE {self.where}")
+        )
 
     def count(self) -> int:
         """The rows that are left."""
@@ -111,6 +119,11 @@ class _Batches:
                     raise
                 time.sleep(pause_after(attempt))
         return self.connection.execute(text(statement), values).rowcount
+
+
+def _as_written(sql: str) -> str:
+    """For text(): a colon in the words of the caller is a colon, and no parameter."""
+    return sql.replace(":", r"\:")
 
 
 def _binds(name: str, values: list[Any]) -> str:

@@ -10,13 +10,16 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
-from app.core import embedded
+from app.core import embedded, extensions
 from app.core.waiting import at_most_every, tries
 from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
 REPORT_EVERY_SECONDS = 3
 NEXT_STEP = "Is the database running, and is DATABASE_URL right?"
+
+# Back to what the connection began with; locks of the session stay.
+RESET_SESSION = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 
 log = structlog.get_logger("database")
 
@@ -56,7 +59,7 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
             "direct URL: a pooler loses their lock and their schema; see docs/deploying.md."
         )
     url = settings.database_url_migrations or database_url(settings)
-    search_path = f"search_path={settings.schema_name}"
+    search_path = f"search_path={extensions.search_path(settings.schema_name)}"
     connect_args = _connect_args(url, search_path, *options)
     engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
     _start_embedded_on_first_use(engine, settings)
@@ -119,7 +122,9 @@ def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
         "max_overflow": settings.database_pool_overflow,
         "pool_recycle": settings.database_pool_recycle,
         "pool_timeout": settings.database_pool_timeout,
-        "connect_args": _connect_args(url, f"search_path={settings.schema_name}"),
+        "connect_args": _connect_args(
+            url, f"search_path={extensions.search_path(settings.schema_name)}"
+        ),
     }
 
 
@@ -141,7 +146,7 @@ def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
 
 
 def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
-    statement = text(f"SET LOCAL search_path = {quote(schema)}")
+    statement = text(f"SET LOCAL search_path = {extensions.search_path(quote(schema))}")
 
     @event.listens_for(engine, "begin")
     def set_search_path(connection: Any) -> None:

@@ -10,6 +10,14 @@ def reason(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def explained(error: BaseException) -> str:
+    """All that the server says: which value, which view, what it suggests."""
+    diagnosis = getattr(getattr(error, "orig", None), "diag", None)
+    more = ((name, getattr(diagnosis, f"message_{name}", None)) for name in ("detail", "hint"))
+    lines = [f"{name.upper()}: {words}" for name, words in more if words]
+    return "\n  ".join([reason(error), *lines])
+
+
 def is_in_use(error: DBAPIError) -> bool:
     """True when others held what a statement needed: the same statement may succeed later."""
     return isinstance(error.orig, errors.LockNotAvailable | errors.DeadlockDetected)

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -19,7 +17,7 @@ from app.core.database import (
     quote,
 )
 from app.core.database_errors import reason
-from app.core.migrations.autogenerate import Autogenerate
+from app.core.migrations.autogenerate import differences
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.models import db
@@ -168,31 +166,17 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
 
 def _drift(connection: Connection, settings: Settings) -> Line:
     """Whether models and database agree."""
-    autogenerate = Autogenerate(settings)
     try:
         with connection.begin():
-            migration = MigrationContext.configure(connection, opts=autogenerate.options())
-            differences = compare_metadata(migration, db.metadata)
-            differences += [each.to_diff_tuple() for each in autogenerate.changed_defaults()]
+            found = differences(connection, settings)
     except CommandError as error:
         return Line("drift", str(error), "Database out of sync")
     except DBAPIError as error:
         return Line("drift", f"not known: {reason(error)}")
-    if not differences:
+    if not found:
         return Line("drift", "none: models and database agree")
-    named = ", ".join(_named(each) for each in differences[:5])
-    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-    return Line("drift", f"{named}{more}", "Database out of sync")
-
-
-def _named(difference: Any) -> str:
-    """`add_column books.subtitle` from one of Alembic's tuples."""
-    if isinstance(difference, list):
-        difference = difference[0]
-        return f"{difference[0]} {difference[2]}.{difference[3]}"
-    kind, *rest = difference
-    names = [getattr(each, "name", each) for each in rest if each is not None]
-    return f"{kind} {'.'.join(str(name) for name in names)}"
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    return Line("drift", f"{'; '.join(found[:5])}{more}", "Database out of sync")
 
 
 def _connections(connection: Connection, settings: Settings) -> Line:

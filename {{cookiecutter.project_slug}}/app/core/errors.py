@@ -68,7 +68,7 @@ def _problem(
 
 
 def _http_error(error: HTTPError) -> Response:
-    """`abort()` of APIFlask, and what its validation found."""
+    """APIFlask's `abort()`, and what its validation found."""
     faults = [
         {"where": f"{location}.{field}", "detail": message}
         for location, fields in (error.detail or {}).items()
@@ -84,32 +84,32 @@ def _werkzeug_error(error: HTTPException) -> Response:
         return error.response  # type: ignore[return-value]
     headers = [item for item in error.get_headers() if item[0] != "Content-Type"]
     unreadable = error.description == BadRequest.description
-    detail = "The request is not readable; is its body JSON?" if unreadable else error.description
+    detail = "The request cannot be read; is its body JSON?" if unreadable else error.description
     return _problem(error.code or 500, detail, headers=headers)
 
 
 def _data_error(error: DataError) -> Response:
-    """A value that PostgreSQL cannot have: in a body it is wrong, in a URL it leads nowhere."""
+    """A value that PostgreSQL cannot store: invalid in a body, not found in a URL."""
     db.session.rollback()
     return _problem(422 if request.content_length else 404, reason(error))
 
 
 def _integrity_error(error: IntegrityError) -> Response:
-    """A unique, foreign key, check or not-null constraint that says no."""
+    """A unique, foreign key, check or not-null constraint is violated."""
     db.session.rollback()
     diagnosis = getattr(error.orig, "diag", None)
     return _problem(409, getattr(diagnosis, "message_detail", None) or "A constraint forbids this.")
 
 
 def _database_error(error: Exception) -> Response:
-    """The database is away or has no connection left."""
+    """The database is unreachable or has no connection left."""
     refused = isinstance(error, DBAPIError) and missing_connect(error)
     log.error("database unavailable", error=refused or str(error).splitlines()[0])
     return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
 
 
 def _programming_error(error: ProgrammingError) -> Response:
-    """A missing privilege, a model that no migration has brought yet, or a mistake in SQL."""
+    """A missing privilege, a model without its migration, or a mistake in SQL."""
     shortage = privileges.of_failed_statement(error)
     if shortage or is_without_privilege(error):
         why = str(shortage) if shortage else None
@@ -118,11 +118,12 @@ def _programming_error(error: ProgrammingError) -> Response:
     if not is_behind_the_models(error):
         raise error
     log.error("the database is behind the models", error=reason(error))
-    return _problem(503, "The database is behind the code. Run: flask db migrate, flask db upgrade")
+    fix = "Run flask db upgrade, after flask db migrate if a model has changed."
+    return _problem(503, f"The database is behind the code. {fix}")
 
 
 def _changed_meanwhile(error: Exception) -> Response:
-    """Another request deleted the row between our reading and our writing."""
+    """Another request deleted the row between our read and our write."""
     db.session.rollback()
     return _problem(409, "Another request changed this at the same time.")
 
@@ -135,7 +136,7 @@ def _nested_too_deeply(error: RecursionError) -> Response:
 def _finish_spec(spec: Any) -> Any:
     for schema in spec.get("components", {}).get("schemas", {}).values():
         for field in schema.get("properties", {}).values():
-            # A field with this "default" may be left out; null is no value of most.
+            # A field with this "default" may be left out, but for most null is not a valid value.
             if field.get("default", ...) is None:
                 del field["default"]
     for path in spec["paths"].values():

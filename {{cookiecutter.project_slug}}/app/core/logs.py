@@ -1,6 +1,6 @@
-"""One format for every log line, the access log's too: text in development, JSON in production.
+"""One format for every log line, including the access log: text in development, JSON in production.
 
-Who runs a command reads plain lines instead: see `_is_read_by_a_person`.
+A person who runs a command sees plain lines instead: see `_is_read_by_a_person`.
 """
 
 import logging.config
@@ -29,7 +29,7 @@ COMMANDS_OF_THE_SERVICE = (" prepare", " run")
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
-    """The dictionary for `logging.config.dictConfig`; gunicorn takes the same."""
+    """The dictionary for `logging.config.dictConfig`; gunicorn uses the same one."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -47,7 +47,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "structlog"}},
         "root": {"handlers": ["stderr"], "level": settings.log_level},
         "loggers": {
-            # A dozen lines at each command that say nothing about it.
+            # A dozen lines for each command, all of them irrelevant.
             "alembic.runtime.plugins": {"level": "WARNING"},
             "alembic.ddl.postgresql": {"level": "WARNING"},
             "alembic.runtime.migration": {"filters": ["news"]},
@@ -70,7 +70,7 @@ def _render(production: bool, logger: Any, method: str, event: Any) -> Any:
 
 
 def _is_read_by_a_person(production: bool) -> bool:
-    """Whether a command of `flask` says this, not the service, nor a job of a deployment."""
+    """Whether this comes from a `flask` command, not from the service or a deployment job."""
     command = click.get_current_context(silent=True)
     if command is None or command.command_path.endswith(COMMANDS_OF_THE_SERVICE):
         return False
@@ -82,7 +82,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def init_app(settings: Settings) -> None:
-    """Send the log lines of structlog and of the standard library the same way."""
+    """Treat the log lines of structlog and of the standard library alike."""
     logging.config.dictConfig(logging_config(settings))
     structlog.configure(
         processors=[

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import Any
 
 import click
 from flask import Flask, current_app
@@ -14,10 +13,10 @@ from flask_migrate.cli import db as flask_db
 from psycopg.conninfo import make_conninfo
 from sqlalchemy import select
 
-from app import models
 from app.config import Settings
 from app.core import embedded
 from app.core.database import connect_directly
+from app.models import db
 
 NO_PSQL = """psql is not on the PATH. Install PostgreSQL's client:
   Debian, Ubuntu: apt-get install postgresql-client
@@ -27,16 +26,10 @@ The database of compose.yaml has its own: docker compose exec db psql --username
 
 
 def init_app(app: Flask) -> None:
-    """Give `flask shell` its names, and `flask db` the command `shell`."""
-    app.shell_context_processor(shell_names)
+    """Complete the names of `flask shell`, and give `flask db` the command `shell`."""
+    # Flask-SQLAlchemy adds `db` and the models by itself.
+    app.shell_context_processor(lambda: {"session": db.session, "select": select})
     flask_db.add_command(psql_command)
-
-
-def shell_names() -> dict[str, Any]:
-    """All models and whatever else `app.models` exports, `session` and `select`."""
-    mapped = {mapper.class_.__name__: mapper.class_ for mapper in models.Base.registry.mappers}
-    exported = {name: getattr(models, name) for name in models.__all__}
-    return {**mapped, **exported, "session": models.db.session, "select": select}
 
 
 @click.command("shell", context_settings={"ignore_unknown_options": True})

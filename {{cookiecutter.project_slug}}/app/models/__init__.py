@@ -1,4 +1,4 @@
-"""All models. A new one is imported here, so that migrations see it."""
+"""All models. Import a new one here, so that migrations see it."""
 
 from app.models.authors import Author
 from app.models.base import Base, db

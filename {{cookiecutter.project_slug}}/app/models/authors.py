@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Author(Seeded, Base):
-    """Somebody who writes books; the name is the natural key."""
+    """A person who writes books; the name is the natural key."""
 
     __tablename__ = "authors"
 

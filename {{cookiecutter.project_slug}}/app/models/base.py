@@ -1,7 +1,7 @@
-"""`Base`, the parent of every model, and `db`, the door to the session.
+"""`Base`, the parent of every model, and `db`, through which you reach the session.
 
 Models never name a schema: it belongs to the connection (app/core/database.py), so that the same
-models and migrations serve any SCHEMA.
+models and migrations work in any SCHEMA.
 """
 
 import enum
@@ -9,12 +9,23 @@ from datetime import datetime
 from typing import Any
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import BigInteger, DateTime, Enum, MetaData, false, func
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    DateTime,
+    Enum,
+    MetaData,
+    Table,
+    TypeDecorator,
+    event,
+    false,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from sqlalchemy.types import TypeEngine
 
-# Every constraint has a name, or a migration could not drop it. The names are Alembic's advice:
-# "The Importance of Naming Constraints" in its documentation.
+# Every constraint needs a name, or no migration could drop it. Alembic's documentation recommends
+# these names: "The Importance of Naming Constraints".
 NAMING_CONVENTION = {
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -24,22 +35,23 @@ NAMING_CONVENTION = {
 }
 
 TYPES: dict[Any, TypeEngine[Any]] = {
-    # A table may outgrow `integer`, and that change rewrites it.
+    # A table may outgrow `integer`, and changing the type later rewrites the whole table.
     int: BigInteger(),
     datetime: DateTime(timezone=True),
-    # Stored as text: a native enum is not seen by Alembic when a value is added, survives a
-    # downgrade and belongs to one schema.
+    # Stored as text: Alembic does not notice new values of a native enum, and such a type survives
+    # a downgrade and belongs to one schema.
     enum.Enum: Enum(
         enum.Enum,
         native_enum=False,
         length=64,
+        validate_strings=True,
         values_callable=lambda members: [member.value for member in members],
     ),
 }
 
 
 class Timestamps:
-    """When a row came and when it last changed; the database fills both, also for raw INSERTs."""
+    """When a row was created and last changed; the database fills in both, even for raw INSERTs."""
 
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), sort_order=100)
     updated_at: Mapped[datetime] = mapped_column(
@@ -48,19 +60,30 @@ class Timestamps:
 
 
 class Seeded:
-    """For models with seeds: tells the rows that `flask seed` owns from everybody else's."""
+    """For models with seeds: marks the rows that belong to `flask seed`."""
 
     seeded: Mapped[bool] = mapped_column(server_default=false(), sort_order=102)
 
 
 class Base(Timestamps, DeclarativeBase):
-    """Parent of the models: `class Book(Base)` with typed `Mapped[]` columns."""
+    """Parent of all models: `class Book(Base)` with typed `Mapped[]` columns."""
 
     # On the registry, because a type_annotation_map on the class breaks Flask-SQLAlchemy 3.1.1
     # (its issue 1361).
     registry = registry(
         metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=TYPES
     )
+
+
+@event.listens_for(Table, "after_parent_attach")
+def _refuse_unknown_values(table: Table, metadata: MetaData) -> None:
+    """Make enum columns refuse text that is not in their enum: no row with it could be read."""
+    for column in table.columns if metadata is Base.metadata else ():
+        kind = column.type
+        kind = kind.item_type if isinstance(kind, ARRAY) else kind
+        kind = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+        if isinstance(kind, Enum):
+            kind.validate_strings = True
 
 
 db = SQLAlchemy(model_class=Base)

@@ -10,7 +10,7 @@ from app.models.base import Base, Seeded
 
 
 class Genre(enum.StrEnum):
-    """What kind of book it is; the database stores the value as text."""
+    """The kind of book; the database stores the value as text."""
 
     FICTION = "fiction"
     SCIENCE_FICTION = "science_fiction"
@@ -18,7 +18,7 @@ class Genre(enum.StrEnum):
 
 
 class Book(Seeded, Base):
-    """A book of one author; the ISBN is the natural key."""
+    """A book by one author; the ISBN is the natural key."""
 
     __tablename__ = "books"
 
@@ -29,4 +29,5 @@ class Book(Seeded, Base):
     published: Mapped[int | None]
     author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"), index=True)
 
-    author: Mapped[Author] = relationship(back_populates="books", lazy="joined", innerjoin=True)
+    # Read when asked for. A query that shows the authors says so: options(joinedload(Book.author)).
+    author: Mapped[Author] = relationship(back_populates="books")

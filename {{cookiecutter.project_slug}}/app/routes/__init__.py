@@ -1,4 +1,4 @@
-"""All routes. A new blueprint is added to the list."""
+"""All routes. Add a new blueprint to the list."""
 
 from app.routes.authors import authors
 from app.routes.books import books

@@ -6,7 +6,7 @@ from flask import current_app
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.core import history, privileges
+from app.core import extensions, history, privileges
 from app.core.database import missing_connect
 from app.models import db
 
@@ -17,20 +17,20 @@ health = APIBlueprint("health", __name__, enable_openapi=False)
 
 @health.get("/healthz")
 def liveness() -> dict[str, str]:
-    """200 while the process answers; asks nobody, so that a lost database restarts nothing."""
+    """200 while the process answers; a lost database must not restart anything."""
     return {"status": "alive"}
 
 
 @health.get("/readyz")
 def readiness() -> tuple[dict[str, str | None], int]:
-    """200 when the database answers and is at the code's head revision, else 503 and why."""
+    """200 if the database answers and is at the code's head revision, otherwise 503 and why."""
     current, reason = database_state()
     body = {"status": "not ready" if reason else "ready", "revision": current, "reason": reason}
     return body, 503 if reason else 200
 
 
 def database_state() -> tuple[str | None, str | None]:
-    """The database's revision, and why it cannot serve; None and None: no migrations yet."""
+    """The database's revision, and why it cannot serve; both None if there are no migrations."""
     schema = current_app.config["SETTINGS"].schema_name
     try:
         connection = db.session.connection()
@@ -49,8 +49,8 @@ def database_state() -> tuple[str | None, str | None]:
         heads = history.heads()
     except Exception as error:
         return name, f"migrations/ cannot be read: {error}"
-    if search_path not in (schema, None):
-        return name, f"The connection is in schema {search_path}, not {schema}: DATABASE_POOLED?"
+    if search_path not in (schema, extensions.SCHEMA, None):
+        return name, f"The connection uses schema {search_path}, not {schema}: see DATABASE_POOLED."
     if current == heads:
         return name, None
     return name, (

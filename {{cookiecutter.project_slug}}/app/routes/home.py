@@ -1,4 +1,4 @@
-"""/ says what this service is and how it is."""
+"""/ shows what this service is and how it is doing."""
 
 from apiflask import APIBlueprint
 from flask import current_app, render_template

@@ -14,11 +14,11 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
-from app.core import history, privileges
-from app.core.database import connect_directly, quote
+from app.core import extensions, history, privileges
+from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
-from app.core.migrations import failures, lock, offline
-from app.core.migrations.autogenerate import Autogenerate
+from app.core.migrations import failures, lock, naming, offline
+from app.core.migrations.autogenerate import Autogenerate, tables_may_refer_to_each_other
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
 from app.core.safety.statements import CONCURRENTLY
@@ -55,9 +55,13 @@ def run() -> None:
         with connection.begin():
             at = history.current(connection)
         _refuse_unknown_revision(at)
-        if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+        # Where no revision ran yet, there are no rows that one of them could hurt.
+        if at and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
+        extensions.give_a_home(connection)
+        if writes and settings.database_url is None:
+            _bring_extensions_home(connection)
         _migrate_with_retries(connection, settings)
         if writes and settings.service_role:
             connection.commit()  # Alembic has at least read something.
@@ -67,6 +71,8 @@ def run() -> None:
 def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
+            with connection.begin():
+                connection.exec_driver_sql(RESET_SESSION)
             _remove_invalid_indexes(connection, settings.schema_name)
             _migrate(connection, settings)
         except CommandError as error:
@@ -93,9 +99,20 @@ def _migrate_with_retries(connection: Connection, settings: Settings) -> None:
 def _migrate(connection: Connection, settings: Settings) -> None:
     flask_migrates = current_app.extensions["migrate"].configure_args
     options = flask_migrates | Autogenerate(settings).options()
-    context.configure(connection=connection, target_metadata=db.metadata, **options)
-    with context.begin_transaction():
+    context.configure(
+        connection=connection,
+        target_metadata=db.metadata,
+        on_version_apply=_reset_session,
+        **options,
+    )
+    naming.by_revision(context.get_context())
+    with tables_may_refer_to_each_other(), context.begin_transaction():
         context.run_migrations()
+
+
+def _reset_session(ctx: Any, *_: Any, **__: Any) -> None:
+    """What a revision set for itself is not for the next one."""
+    ctx.connection.exec_driver_sql(RESET_SESSION)
 
 
 def _command() -> str | None:
@@ -146,6 +163,13 @@ def _let_builds_wait(connection: Connection) -> None:
     event.listen(connection, "after_cursor_execute", after)
 
 
+def _bring_extensions_home(connection: Connection) -> None:
+    """The embedded server is ours alone; elsewhere the owner of an extension is told to do it."""
+    with connection.begin():
+        for name, schema in extensions.bring_home(connection):
+            log.info(f"extension {name} moved from schema {schema} to {extensions.SCHEMA}")
+
+
 def _create_schema(connection: Connection, schema: str) -> None:
     # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
     if _schema_exists(connection, schema):
@@ -184,7 +208,6 @@ def _remove_invalid_indexes(connection: Connection, schema: str) -> None:
     """Clear what a killed CREATE INDEX CONCURRENTLY left; its revision is run again."""
     query = text(f"{INVALID_INDEXES} AND pg_has_role(c.relowner, 'MEMBER')")
     with connection.begin():
-        connection.execute(text("RESET lock_timeout"))
         if not _command_writes() or history.current(connection) == history.heads():
             return
         for name in connection.scalars(query, {"schema": quote(schema)}).all():

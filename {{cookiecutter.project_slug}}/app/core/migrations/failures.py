@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.core import history, privileges
 from app.core.database import quote
-from app.core.database_errors import is_without_privilege, reason
+from app.core.database_errors import explained, is_without_privilege, reason
 
 BAD_DATA = (errors.CheckViolation, errors.ForeignKeyViolation, errors.UniqueViolation)
 JOIN_THE_HEADS = 'Join them: flask db merge heads -m "join two branches"'
@@ -38,7 +38,7 @@ def plain(error: CommandError, connection: Connection) -> str:
     """Alembic's message, or a plainer one with the safe command."""
     words = str(error)
     if "Multiple head revisions" in words or "Multiple heads" in words:
-        return f"There are several heads: {', '.join(sorted(history.heads()))}. {JOIN_THE_HEADS}"
+        return _several_heads()
     if "Target database is not up to date" not in words:
         return words
     connection.rollback()
@@ -47,6 +47,8 @@ def plain(error: CommandError, connection: Connection) -> str:
     if not at and tables:
         return _no_version(tables)
     heads = history.heads()
+    if len(heads) > 1:
+        return _several_heads()
     return (
         f"The database is behind the code: it is at {', '.join(sorted(at)) or 'nothing'}, the code "
         f"at {', '.join(sorted(heads))}. Run: flask db upgrade"
@@ -69,13 +71,19 @@ def failure(error: DBAPIError, connection: Connection) -> str:
         heading = "Bad data found by VALIDATE"
     statement = " ".join((error.statement or "").split())[:300]
     return (
-        f"The revision after {at} failed: {reason(error)}\n  in: {statement}\n"
+        f"The revision after {at} failed: {explained(error)}\n  in: {statement}\n"
         f"The database is at {at}; nothing of a failed transaction stays. "
         f"See docs/recovery.md, {heading}."
     )
 
 
+def _several_heads() -> str:
+    return f"There are several heads: {', '.join(sorted(history.heads()))}. {JOIN_THE_HEADS}"
+
+
 def _no_version(tables: list[str]) -> str:
+    if len(history.heads()) > 1:
+        return _several_heads()
     head = ", ".join(sorted(history.heads()))
     return (
         f"The schema has tables ({', '.join(tables)}) but no revision: these "

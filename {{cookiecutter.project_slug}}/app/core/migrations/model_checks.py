@@ -1,97 +1,84 @@
-"""What the models say, and what Alembic does not see of it."""
+"""What the models say, and what is wrong with it before anything is compared."""
 
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from typing import Any
 
 from alembic.operations import ops
-from sqlalchemy import Enum
+from alembic.util import CommandError
+from sqlalchemy import CheckConstraint, Enum, Table
 
 from app.config import Settings
-from app.core.database import quote
 from app.core.migrations.safe_operations import Steps
 from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
-from app.core.safety.dry_run import DryRun, dry_run, typed_columns
-from app.core.safety.hazards import Hazard
-from app.models import db
+from app.core.safety.dry_run import dry_run
+from app.core.safety.hazards import HAZARDS, Hazard
+from app.core.waiting import telling
+from app.models import Base, db
+
+
+def is_view(table: Any) -> bool:
+    """Whether a model reads a view: `info={"is_view": True}` in its table."""
+    return bool(getattr(table, "info", {}).get("is_view"))
+
+
+def refuse_faults() -> None:
+    """Say in words what no comparison and no migration can do anything with: `CommandError`."""
+    faults = [fault for table in db.metadata.tables.values() for fault in _faults(table)]
+    if faults:
+        raise CommandError("\n".join(["The models cannot be compared with the database:", *faults]))
 
 
 def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
-    tables = [table for table in db.metadata.tables.values() if table.schema is None]
-    with dry_run(settings) as run:
-        name = f"{run.schema}_models"
-        run.connection.exec_driver_sql(f"CREATE SCHEMA {name}")
-        run.connection.exec_driver_sql(
-            f"SET LOCAL search_path = {name}, {quote(settings.schema_name)}"
-        )
+    refuse_faults()
+    tables = [table for table in db.metadata.tables.values() if not is_view(table)]
+    with dry_run(settings) as run, telling("building the models in a dry run"):
         db.metadata.create_all(run.connection, tables, checkfirst=False)
         return (
-            catalog.read(run.connection, name),
+            catalog.read(run.connection, run.schema),
             catalog.read(run.connection, settings.schema_name),
         )
 
 
-def blind_spots(models: Catalog, run: DryRun) -> Iterator[Hazard]:
-    """What the models say and the change does not do, because Alembic does not see it."""
-    now = run.catalog()
-    for oid, table in models.tables.items():
-        there = run.table_id(now, table.name)
-        if there is None:
-            continue
-        wanted, found = models.columns_of(oid), now.columns_of(there)
-        for name in wanted.keys() & found.keys():
-            # Which column counts by itself is a matter of the primary key.
-            if "nextval(" in (found[name].default or "") and wanted[name].default is None:
-                continue
-            if wanted[name] != found[name]:
-                says = ", ".join(
-                    f"{what} {value!r} where the database has {getattr(found[name], what)!r}"
-                    for what, value in wanted[name]._asdict().items()
-                    if value != getattr(found[name], what)
-                )
-                yield Hazard("unseen-change", table.name, name, says)
-        yield from _constraint_differences(table.name, oid, there, models, now)
-        builds = {each.definition: each.name for each in models.indexes_of(oid)}
-        for definition in builds.keys() - {each.definition for each in now.indexes_of(there)}:
-            yield Hazard("unseen-change", table.name, builds[definition], definition)
-    for enum in models.enums.values():
-        same = [each for each in now.enums.values() if each.name == enum.name]
-        if same and enum.labels not in [each.labels for each in same]:
-            labels = ", ".join(enum.labels), ", ".join(same[0].labels)
-            detail = f" with the values {labels[0]}, where the database has {labels[1]}"
-            yield Hazard("native-enum", item=enum.name, detail=detail)
+def refuse_unmarked_views(views: set[str]) -> None:
+    """A view of the database for which a model would build a table: `CommandError`."""
+    for name, table in db.metadata.tables.items():
+        if name in views and not is_view(table):
+            raise CommandError(
+                f"{_model(table)} reads {name}, which is a view in the database. Say so: "
+                '__table_args__ = {"info": {"is_view": True}}. It is then left alone; its CREATE '
+                "VIEW stands in a revision written by hand."
+            )
 
 
-def _constraint_differences(
-    table: str, oid: int, there: int, models: Catalog, now: Catalog
-) -> Iterator[Hazard]:
-    wanted, found = models.constraints_of(oid), now.constraints_of(there)
-    have = {each.definition for each in found}
-    for constraint in wanted:
-        if constraint.definition in have:
-            continue
-        if constraint.kind == "p":
-            was = now.primary_key_of(there) or "none"
-            detail = f": {was} becomes {constraint.definition}"
-            yield Hazard("primary-key", table, detail=detail)
-        elif constraint.kind == "x":
-            yield Hazard("exclusion-constraint", table, constraint.name)
-        else:
-            yield Hazard("unseen-change", table, constraint.name, constraint.definition)
-    says = {each.definition for each in wanted}
-    for constraint in found:
-        if constraint.kind == "x" and constraint.definition not in says:
-            yield Hazard("unseen-change", table, constraint.name, "that it is not there")
+def _faults(table: Table) -> Iterator[str]:
+    if table.schema is not None:
+        yield (
+            f"  {_model(table)} has schema={table.schema!r}. The schema is a setting of the "
+            "connection (SCHEMA), which serves all models: take it out of the model."
+        )
+    for check in table.constraints:
+        if isinstance(check, CheckConstraint) and check.name is None:
+            words = str(check.sqltext)
+            yield (
+                f"  {_model(table)} has a CHECK without a name: {words}. Give it one, for what it "
+                f'says: CheckConstraint({words!r}, name="…"). In the database it will be '
+                f"ck_{table.name}_…"
+            )
+    for column in table.columns:
+        if isinstance(column.type, Enum) and column.type.native_enum and not column.type.name:
+            yield (f'  {_model(table)}.{column.name} is an Enum without a name: Enum(…, name="…")')
 
 
-def native_enums(steps: Steps) -> Iterator[Hazard]:
-    """Columns of a native enum type that this change adds."""
-    for each in steps.change:
-        for table, column, type_ in typed_columns(each):
-            if isinstance(type_, Enum) and type_.native_enum:
-                yield Hazard("native-enum", table, column)
+def _model(table: Table) -> str:
+    """`Book (app/models/books.py)`, or the table's name where it has no class."""
+    for mapper in Base.registry.mappers:
+        if mapper.local_table is table:
+            module = mapper.class_.__module__.replace(".", "/")
+            return f"{mapper.class_.__name__} ({module}.py)"
+    return f"table {table.name}"
 
 
 def removed_enum_values(labels: dict[tuple[str, str], list[str]]) -> Iterator[tuple[Hazard, Any]]:
@@ -128,7 +115,9 @@ def looks_like_a_rename(hazard: Hazard, steps: Steps) -> Hazard:
         f", and the new {' or '.join(alike)} looks like it under another name: Alembic writes a "
         "rename as a drop and an add, and what was in it is lost"
     )
-    return Hazard(hazard.name, hazard.table, hazard.item, detail)
+    # The recipe for what goes would lose the data of what only gets another name.
+    rename = HAZARDS[hazard.name.replace("drop", "rename")][1]
+    return Hazard(hazard.name, hazard.table, hazard.item, detail, rename)
 
 
 def _columns_like(hazard: Hazard, steps: Steps) -> Iterator[str]:

@@ -8,8 +8,9 @@ from alembic import context
 from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
-from app.core import privileges
+from app.core import extensions, privileges
 from app.core.database import quote
+from app.core.migrations import naming
 from app.core.safety.statements import CONCURRENTLY
 from app.models import db
 
@@ -23,9 +24,10 @@ def print_sql(settings: Settings, with_grants: bool) -> None:
         transaction_per_migration=True,
         output_buffer=cast(TextIO, _Script(settings)),
     )
+    naming.by_revision(context.get_context())
     schema = settings.schema_name
     context.execute(CreateSchema(schema, if_not_exists=True))
-    context.execute(f"SET search_path = {quote(schema)}")
+    context.execute(f"SET search_path = {extensions.search_path(quote(schema))}")
     context.execute("SET statement_timeout = 0")
     context.execute(f"SET lock_timeout = {settings.migration_lock_timeout_ms}")
     with context.begin_transaction():

@@ -1,17 +1,17 @@
 """What was observed in a dry run → hazards."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from psycopg import errors
-from sqlalchemy.exc import DBAPIError
 
-from app.core.database_errors import reason
-from app.core.safety import catalog, statements
+from app.core.safety import catalog, concurrently, statements
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import Heard, Observed
 from app.core.safety.hazards import Hazard, unique
+from app.core.sql import named, unquoted
 
 RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
 
@@ -19,13 +19,35 @@ RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYP
 Columns = dict[str, catalog.Column]
 
 
-def hazards(observed: Observed) -> list[Hazard]:
-    """All that one revision would do to a database with users."""
+def hazards(observed: Observed, new_columns: Iterable[str] = ()) -> list[Hazard]:
+    """All that one revision would do to a database with users.
+
+    `new_columns` were added lately, so no row has a value there yet: `books.title`.
+    """
     found = [hazard for each in observed.heard for hazard in _heard(each)]
-    found += [_failure(each) for each in observed.failures]
+    found += _failures(observed)
     found += _differences(observed.before, observed.after)
-    found += statements.hazards(observed.statements, observed.existing)
-    return unique(found)
+    found += _object_differences(observed, found)
+    found += [
+        Hazard("run-setting", item=name, detail=change)
+        for name, change in observed.settings.items()
+    ]
+    added = {*new_columns, *_added_columns(observed.before, observed.after)}
+    found += statements.hazards(observed.statements, observed.existing, added)
+    plain = [replace(each, detail=observed.plain(each.detail)) for each in found]
+    return unique(_without_echoes(plain))
+
+
+def has_a_way_back(observed: Observed) -> bool:
+    """Whether what the revision did to the schema has an opposite that downgrade() could do.
+
+    Data, VALIDATE, a new value of an enum and an extension that others may use have none.
+    """
+    things = [
+        {each for each in objects.values() if each.kind != "extension"}
+        for objects in (observed.objects_before, observed.objects_after)
+    ]
+    return observed.before.by_names() != observed.after.by_names() or things[0] != things[1]
 
 
 def _heard(heard: Heard) -> Iterator[Hazard]:
@@ -71,6 +93,8 @@ def _build(heard: Heard, table: str) -> Iterator[Hazard]:
     if any(after.constraints[each].name == item for each in added):
         if any(after.constraints[each][1:3] == (item, "u") for each in added):
             yield Hazard("unique-constraint", table, item)
+        elif any(after.constraints[each][1:3] == (item, "p") for each in added):
+            yield _primary_key(heard.table, table, before, after)
         return
     old, new = before.columns_of(heard.table), after.columns_of(heard.table)
     yield from _retyped(table, old, new)
@@ -102,8 +126,6 @@ def _retyped(table: str, old: Columns, new: Columns) -> Iterator[Hazard]:
 
 def _differences(before: Catalog, after: Catalog) -> Iterator[Hazard]:
     """What happened to the tables that were there before."""
-    for oid in before.schemas.keys() - after.schemas.keys():
-        yield Hazard("schema-drop", item=before.schemas[oid])
     for oid, table in before.tables.items():
         if oid not in after.tables:
             yield Hazard("table-drop", table.name)
@@ -135,21 +157,81 @@ def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) ->
             yield Hazard("required-column", table, column.name)
         if column.type == "json" and (was is None or was.type != "json"):
             yield Hazard("json-column", table, column.name)
-    key, key_now = (each.primary_key_of(oid) for each in (before, after))
-    if key != key_now:
-        detail = f": {key or 'none'} becomes {key_now or 'none'}"
-        yield Hazard("primary-key", table, detail=detail)
+    # One that is exchanged for another takes an index that is there: nobody waits for that.
+    if before.primary_key_of(oid) and not after.primary_key_of(oid):
+        yield _primary_key(oid, table, before, after)
     for number, constraint in after.constraints.items():
         if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
             yield Hazard("exclusion-constraint", table, constraint.name)
 
 
-def _failure(error: DBAPIError) -> Hazard:
-    diagnosis: Any = getattr(error.orig, "diag", None)
-    if isinstance(error.orig, errors.NotNullViolation):
-        return Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
-    retyped = RETYPING.search(error.statement or "")
-    if retyped and isinstance(error.orig, errors.DatatypeMismatch):
-        detail = f" (the server says: {reason(error)})"
-        return Hazard("type-change", retyped[1].strip('"'), retyped[2].strip('"'), detail)
-    return Hazard("fails", detail=reason(error))
+def _primary_key(oid: int, table: str, before: Catalog, after: Catalog) -> Hazard:
+    key, key_now = (each.primary_key_of(oid) or "none" for each in (before, after))
+    return Hazard("primary-key", table, detail=f": {key} becomes {key_now}")
+
+
+def _object_differences(observed: Observed, found: list[Hazard]) -> Iterator[Hazard]:
+    """Views, functions, sequences and types that running code may use."""
+    before, after = observed.objects_before, observed.objects_after
+    gone = {
+        each.name for each in found if each.name in ("table-drop", "column-drop", "type-change")
+    }
+    for oid, thing in before.items():
+        now = after.get(oid)
+        if thing.kind == "trigger" or thing in after.values():
+            continue
+        if now is not None:
+            detail = f"{thing.kind} {thing.name} is renamed to {now.name}"
+            yield Hazard("object-rename", item=thing.name, detail=detail)
+        elif not (gone and thing.kind in ("type", "sequence")):
+            yield Hazard("object-drop", item=thing.name, detail=thing.kind)
+
+
+def _added_columns(before: Catalog, after: Catalog) -> Iterator[str]:
+    for oid in before.tables.keys() & after.tables.keys():
+        for name in after.columns_of(oid).keys() - before.columns_of(oid).keys():
+            yield f"{after.tables[oid].name}.{name}"
+
+
+def _without_echoes(found: list[Hazard]) -> Iterator[Hazard]:
+    """Each hazard once: under the name that says what happens."""
+    becomes_required = {each.where for each in found if each.name == "set-not-null"}
+    for each in found:
+        if each.name == "required-column" and each.where in becomes_required:
+            continue
+        if (
+            each.name == "set-not-null"
+            and Hazard("required-column", each.table, each.item) in found
+        ):
+            words = ", and an INSERT of the code that still runs fails without it"
+            each = replace(each, detail=words)
+        yield each
+
+
+def _failures(observed: Observed) -> Iterator[Hazard]:
+    for number, error in enumerate(observed.failures):
+        orig = getattr(error, "orig", None)
+        # Where something failed, what is missing after it is no second finding.
+        missing = errors.UndefinedObject | errors.UndefinedTable | errors.UndefinedColumn
+        if number == 0 or not isinstance(orig, missing):
+            yield from _failure(error, observed)
+
+
+def _failure(error: BaseException, observed: Observed) -> Iterator[Hazard]:
+    orig = getattr(error, "orig", None)
+    statement = getattr(error, "statement", None) or ""
+    diagnosis: Any = getattr(orig, "diag", None)
+    if isinstance(orig, errors.NotNullViolation):
+        yield Hazard("required-column", diagnosis.table_name, diagnosis.column_name)
+        return
+    build = concurrently.BUILD.search(statement)
+    if isinstance(orig, errors.FeatureNotSupported) and build and "partitioned" in str(orig):
+        index = concurrently.INDEX.search(statement)
+        name = unquoted(index[1]) if index else ""
+        yield Hazard("partitioned-index", named(build), name)
+        return
+    retyped = RETYPING.search(statement)
+    if retyped and isinstance(orig, errors.DatatypeMismatch):
+        detail = f" (the server says: {observed.said(error)})"
+        yield Hazard("type-change", unquoted(retyped[1]), unquoted(retyped[2]), detail)
+    yield Hazard("fails", detail=observed.said(error))

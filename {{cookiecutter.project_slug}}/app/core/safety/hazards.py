@@ -55,8 +55,9 @@ HAZARDS = {
     "table-drop": (
         "Table {table} is dropped with its data{detail}. The code that still runs fails where "
         "it uses it.",
-        "two deploys: first the code without the table, with the revision held back; then the "
-        "drop, acknowledged.",
+        'two deploys: first delete the model, and write `__unused_tables__ = ("{table}",)` in '
+        "app/models/__init__.py; `flask db migrate`. Once that runs everywhere, delete that line "
+        "and migrate again. See {page}, A table that goes.",
     ),
     "column-rename": (
         "{where} gets another name{detail}. The code that still runs reads the old one in every "
@@ -70,10 +71,13 @@ HAZARDS = {
         "table, dual write, backfill, switch.",
     ),
     "primary-key": (
-        "The primary key of {table} changes{detail}. It is built while nobody reads or writes "
-        "the table, and foreign keys that refer to it stand in the way.",
-        "by hand: `flask db revision`, CREATE UNIQUE INDEX CONCURRENTLY on NOT NULL columns, "
-        "and in the next revision DROP CONSTRAINT and ADD PRIMARY KEY USING INDEX.",
+        "The primary key of {table} changes{detail}. A plain change builds it while nobody reads "
+        "or writes the table; foreign keys that refer to the old one stand in the way, and code "
+        "that still runs finds rows by the old one.",
+        "two revisions, which `flask db migrate --acknowledge` writes. First, in an "
+        'autocommit_block(): op.create_index("{table}_key", "{table}", […], unique=True, '
+        "postgresql_concurrently=True), on NOT NULL columns. Then: ALTER TABLE {table} DROP "
+        "CONSTRAINT pk_{table}, ADD CONSTRAINT pk_{table} PRIMARY KEY USING INDEX {table}_key.",
     ),
     "exclusion-constraint": (
         "{where} is an exclusion constraint{detail}. It has no NOT VALID form: nobody reads or "
@@ -87,12 +91,17 @@ HAZARDS = {
         "then remove the value.",
     ),
     "native-enum": (
-        "{where} is a native enum{detail}. Its type lives in one schema, survives a downgrade, "
-        "and Alembic does not see a new value.",
+        "{where} is a native enum{detail}, of a type that the schema does not have yet. Such a "
+        "type can get values, but never lose one, and its own downgrade has to remove it.",
         "`{item}: Mapped[YourEnum]` is stored as text by app/models/base.py; or Enum(…, "
-        "native_enum=False, length=64). To add a value to a type that exists: `flask db "
-        "revision`, and op.execute(\"ALTER TYPE … ADD VALUE IF NOT EXISTS '…'\") in an "
-        "autocommit_block().",
+        "native_enum=False, length=64). A type that the database has already is kept, and gets "
+        "the values that the model gets.",
+    ),
+    "enum-values": (
+        "The native enum {item} changes{detail}. PostgreSQL can add values to an enum; it cannot "
+        "remove one, or put them in another order.",
+        "keep the values and their order in the model, and add new ones at any place. Or move "
+        "the column to text: a new column, backfill, switch.",
     ),
     "json-column": (
         "{where} is of type json, which has no equality: SELECT DISTINCT, GROUP BY and UNION "
@@ -100,8 +109,8 @@ HAZARDS = {
         "use JSONB, from sqlalchemy.dialects.postgresql.",
     ),
     "unseen-change": (
-        "{where}: the models say {detail}. Alembic can not see this change and would never "
-        "write it.",
+        "{where}: the models say {detail}. Neither Alembic nor `flask db migrate` knows how to "
+        "write this change.",
         "write it by hand: `flask db revision -m …`, and the statement in upgrade() and "
         "downgrade().",
     ),
@@ -130,7 +139,7 @@ HAZARDS = {
     ),
     "set-not-null": (
         "{where} becomes NOT NULL, which is tried on all rows. Nobody reads or writes {table} "
-        "until that is done.",
+        "until that is done{detail}.",
         "CHECK ({item} IS NOT NULL) NOT VALID in one revision; VALIDATE CONSTRAINT, SET NOT "
         "NULL and DROP CONSTRAINT in the next, as `flask db migrate` writes it.",
     ),
@@ -144,13 +153,39 @@ HAZARDS = {
         "put VALIDATE CONSTRAINT into a revision of its own, after this one.",
     ),
     "concurrently-in-transaction": (
-        "CONCURRENTLY does not run inside a transaction: this revision fails ({detail}).",
-        "put it into: with op.get_context().autocommit_block():",
+        "{detail} does not run inside a transaction: this revision fails.",
+        "put it into `with op.get_context().autocommit_block():`, in an op.execute() of its own.",
     ),
-    "concurrent-build": (
-        "Index {item} is built concurrently without being dropped before. A build that was "
-        "stopped leaves an INVALID index: the next try fails, or with IF NOT EXISTS accepts it.",
-        "before it: op.drop_index(…, if_exists=True, postgresql_concurrently=True).",
+    "partitioned-index": (
+        "Index {item} of {table} is built concurrently, and {table} is partitioned: PostgreSQL "
+        "refuses that.",
+        "by hand, in `flask db revision`: CREATE INDEX … ON ONLY {table} (…) for the parent; for "
+        "each partition CREATE INDEX CONCURRENTLY in an autocommit_block(); then ALTER INDEX … "
+        "ATTACH PARTITION … for each of them. See {page}, A partitioned table.",
+    ),
+    "ends-transaction": (
+        "{detail} ends the transaction of the revision: what came before it stays even if what "
+        "comes after it fails, or is lost although the revision counts as done.",
+        "remove it. What must not run in a transaction goes into: with "
+        "op.get_context().autocommit_block():",
+    ),
+    "run-setting": (
+        "{item} is changed{detail}. Migrations rely on it: a statement that waits for a lock "
+        "must give up soon, and names must lead to the schema of the service.",
+        "leave it as it is. How long a migration waits for a lock is a setting, "
+        "MIGRATION_LOCK_TIMEOUT_MS; work that takes long belongs into backfill().",
+    ),
+    "lock-table": (
+        "LOCK TABLE keeps others away from {table} until the revision ends.",
+        "remove it: each statement takes the lock that it needs.",
+    ),
+    "object-drop": (
+        "The {detail} {item} is dropped. The code that still runs fails where it uses it.",
+        "two deploys: first code that does without it; then the drop, acknowledged.",
+    ),
+    "object-rename": (
+        "The {detail}. The code that still runs uses the old name, and fails.",
+        "keep the name; or make a second one beside it, and drop the first in the next deploy.",
     ),
     "whole-table-update": (
         "All rows of {table} change in one statement{detail}. They stay locked until it ends, "
@@ -191,6 +226,13 @@ HAZARDS = {
         "change the revision, or the model that it was written for, and try again.",
     ),
 }
+NOT_ACKNOWLEDGED = {
+    "fails",
+    "unseen-change",
+    "enum-values",
+    "concurrently-in-transaction",
+    "partitioned-index",
+}
 
 
 @dataclass(frozen=True)
@@ -201,6 +243,8 @@ class Hazard:
     table: str = ""
     item: str = ""
     detail: str = ""
+    # Instead of the recipe of its kind.
+    instead: str = ""
 
     @property
     def where(self) -> str:
@@ -214,8 +258,8 @@ class Hazard:
 
     @property
     def can_be_acknowledged(self) -> bool:
-        """Not where the revision would not run, or leave what its downgrade can not remove."""
-        return self.name not in ("fails", "native-enum")
+        """Not where the revision would not run, or where there is no statement for it."""
+        return self.name not in NOT_ACKNOWLEDGED
 
     @property
     def happens(self) -> str:
@@ -225,7 +269,7 @@ class Hazard:
     @property
     def recipe(self) -> str:
         """The safe way."""
-        return self._filled(HAZARDS[self.name][1])
+        return self._filled(self.instead or HAZARDS[self.name][1])
 
     def _filled(self, sentence: str) -> str:
         return sentence.format(
@@ -246,5 +290,6 @@ def without_acknowledged(
     return [
         hazard
         for hazard in hazards
-        if not (acknowledged.get(hazard.key) or acknowledged.get(hazard.name))
+        if not hazard.can_be_acknowledged
+        or not (acknowledged.get(hazard.key) or acknowledged.get(hazard.name))
     ]

@@ -5,8 +5,10 @@ opinion.
 """
 
 import ast
-import re
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 
 from alembic.script import Script, ScriptDirectory
@@ -16,26 +18,26 @@ from app.config import Settings
 from app.core import history
 from app.core.database import DatabaseUnavailable, connect_directly
 from app.core.database_errors import reason
-from app.core.safety import checks, squawk, statements
-from app.core.safety.dry_run import CannotJudge, DryRun, dry_run
+from app.core.safety import checks, offline, squawk, statements
+from app.core.safety.dry_run import CannotJudge, DryRun, Observed, dry_run
 from app.core.safety.hazards import Hazard, without_acknowledged
 from app.core.safety.report import Report, Verdict
+from app.core.waiting import telling
 
-HARMLESS = re.compile(
-    r"\s*(select|set|reset|show|explain|analyze|commit|begin"
-    r"|alter\s+table\s+\S+\s+validate\s+constraint\s+\S+\s*$)",
-    re.IGNORECASE,
-)
+# So many revisions before one are asked which columns they added.
+LATELY = 3
 
 
 def judge_pending(settings: Settings, wanted: str | None) -> Report:
     """Judge `wanted`, or what the database does not have yet; without a database, nothing."""
-    try:
-        with connect_directly(settings) as connection:
-            current = history.current(connection)
-        return judge(settings, wanted, current)
-    except DatabaseUnavailable as error:
-        return Report(not_judged=reason(error))
+    # What revisions print is no part of the report.
+    with redirect_stdout(sys.stderr):
+        try:
+            with connect_directly(settings) as connection:
+                current = history.current(connection)
+            return judge(settings, wanted, current)
+        except DatabaseUnavailable as error:
+            return Report(not_judged=reason(error))
 
 
 def judge(
@@ -54,7 +56,7 @@ def judge(
     except (CommandError, CannotJudge) as error:
         return Report(not_judged=str(error))
     except Exception as error:
-        return Report(not_judged=f"a revision file can not be loaded: {_described(error)}")
+        return Report(not_judged=f"a revision file cannot be loaded: {_described(error)}")
     judged = [each for each in scripts if each not in exempt]
     if judged:
         _judge_all(result, script, judged, current, settings)
@@ -75,48 +77,75 @@ def _judge_all(
     tips = {each.revision for each in before} - {
         parent for each in before for parent in each._all_down_revisions
     }
-    trouble: str | None = None
-    with dry_run(settings) as run:
+    with ExitStack() as stack:
+        run, trouble = None, None
         try:
+            run = stack.enter_context(dry_run(settings))
             run.start(before, at_current=tips == current)
         except CannotJudge as error:
-            trouble = str(error)
-        for each in after:
-            verdict = _judge_one(each, run if trouble is None else None, trouble)
-            if verdict.not_judged and trouble is None:
-                trouble = f"the revision before it could not be judged ({each.revision})"
+            run, trouble = None, str(error)
+        tell = stack.enter_context(telling(f"judging {len(after)} revisions"))
+        for number, each in enumerate(after, start=first):
+            tell(f"judging {len(after)} revisions: {number - first} done")
+            verdict = _judge_one(each, run, trouble, _added_lately(everything[:number]))
+            if verdict.not_judged and run is not None and not verdict.needs_rows:
+                run, trouble = None, f"the revision before it could not be judged ({each.revision})"
             if each.revision in ids:
-                earlier = history.unused_columns(everything[: everything.index(each)])
+                earlier = history.recorded_as_unused(everything[:number])
                 _apply_acknowledgements(verdict, each, earlier)
                 result.verdicts.append(verdict)
 
 
-def _judge_one(script: Script, run: DryRun | None, trouble: str | None) -> Verdict:
+def _judge_one(
+    script: Script, run: DryRun | None, trouble: str | None, added_lately: set[str]
+) -> Verdict:
     verdict = Verdict(script.revision, Path(script.path).name, [], not_judged=trouble)
     if run is None:
-        ran = statements.offline(script)
-        verdict.hazards += statements.hazards(ran, None)
+        ran = offline.statements(script)
+        verdict.hazards += statements.hazards(ran, None, added_lately)
+        changes = any(each.is_ddl for each in ran)
     else:
-        try:
-            verdict.hazards += checks.hazards(run.observe([script.module.upgrade]))
-        except (Exception, SystemExit) as error:
-            verdict.not_judged = f"upgrade() fails: {_described(error)}"
-            verdict.hazards += statements.hazards(run.observed.statements, None)
-        ran = run.observed.statements
-        failures = [each for each in verdict.hazards if each.name == "fails"]
-        if failures:
-            verdict.hazards = [each for each in verdict.hazards if each not in failures]
-            verdict.not_judged = f"upgrade() fails: {failures[0].detail}"
+        observed = run.observe([script.module.upgrade], script)
+        ran = observed.statements
+        verdict.hazards += checks.hazards(observed, added_lately)
+        changes = checks.has_a_way_back(observed)
+        _take_failures(verdict, observed)
     verdict.hazards += squawk.findings(ran, verdict)
-    if any(not HARMLESS.match(each.text) for each in ran) and _has_no_downgrade(script):
+    if changes and _has_no_downgrade(script):
         verdict.hazards.append(Hazard("empty-downgrade"))
     return verdict
+
+
+def _take_failures(verdict: Verdict, observed: Observed) -> None:
+    failures = [each for each in verdict.hazards if each.name == "fails"]
+    if not failures:
+        return
+    verdict.hazards = [each for each in verdict.hazards if each not in failures]
+    if error := observed.needs_rows:
+        verdict.needs_rows = True
+        verdict.not_judged = (
+            f"upgrade() needs rows, and a dry run has none ({observed.said(error)}). "
+            "Write it so that it copes with an empty table, as a new database has: "
+            ".one_or_none() or .scalar() for .one(), and a look whether there is anything"
+        )
+    else:
+        verdict.not_judged = f"upgrade() fails: {failures[0].detail}"
+
+
+def _added_lately(earlier: list[Script]) -> set[str]:
+    """The columns of the last revisions: no row has a value there before somebody fills it."""
+    return {name for each in earlier[-LATELY:] for name in _added_by(each)}
+
+
+@lru_cache(LATELY)
+def _added_by(script: Script) -> set[str]:
+    return statements.added_columns(offline.statements(script))
 
 
 def _apply_acknowledgements(verdict: Verdict, script: Script, unused: set[str]) -> None:
     reasons = dict(getattr(script.module, "acknowledged", {}))
     for hazard in verdict.hazards:
-        if hazard.name == "column-drop" and hazard.where in unused:
+        if hazard.name in ("column-drop", "table-drop") and hazard.where in unused:
             reasons.setdefault(hazard.key, "an earlier revision says that it is not used any more")
     left = without_acknowledged(verdict.hazards, reasons)
     verdict.acknowledged = {

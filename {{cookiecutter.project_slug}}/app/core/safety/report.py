@@ -16,6 +16,8 @@ class Verdict:
     hazards: list[Hazard]
     acknowledged: dict[str, str] = field(default_factory=dict)
     not_judged: str | None = None
+    # It failed for want of rows: what comes after it can be judged all the same.
+    needs_rows: bool = False
 
 
 @dataclass
@@ -43,8 +45,9 @@ class Report:
             lines.append(f"{verdict.file}: {state}{described(verdict.hazards)}".rstrip(": "))
             for key, why in verdict.acknowledged.items():
                 lines.append(f"  acknowledged: {key} ({why})")
-            if verdict.hazards:
-                example = {verdict.hazards[0].key: "the reason"}
+            offered = [each.key for each in verdict.hazards if each.can_be_acknowledged]
+            if offered:
+                example = {offered[0]: "the reason"}
                 lines.append(f"\n  Or, in the file, if you know better: acknowledged = {example}\n")
             if verdict.not_judged:
                 lines.append(f"  could not be judged: {verdict.not_judged}")

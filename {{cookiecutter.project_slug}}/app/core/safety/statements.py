@@ -1,25 +1,13 @@
 """The statements of a revision, and rules on their text: what no server can say in a dry run."""
 
-import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import Script
-
 from app.core.safety.hazards import Hazard
-from app.models import db
+from app.core.safety.whole_tables import changes_all_rows
+from app.core.sql import NAME, named, tokens, unquoted
 
-NAME = r'("[^"]+"|\w+)(?:\.("[^"]+"|\w+))?'
-PARTS = re.compile(
-    r"""(?P<comment>--[^\n]*|/\*.*?\*/)|(?P<end>;)|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(\w*)\$.*?\$\3\$|.""",
-    re.DOTALL,
-)
-LITERAL = re.compile(r"'(?:[^']|'')*'")
-DDL = re.compile(r"\s*(alter|create|drop)\b", re.IGNORECASE)
 # Their bodies are stored, not run.
 STORED = re.compile(
     r"\s*(create\s+(or\s+replace\s+)?(function|procedure|trigger|rule|view)|comment|grant|revoke)\b",
@@ -28,47 +16,40 @@ STORED = re.compile(
 CONCURRENTLY = re.compile(
     r"\b(index|reindex|table|partition)\b[^;]*\bconcurrently\b", re.IGNORECASE
 )
-BUILD = re.compile(
-    rf"\bcreate\s+(?:unique\s+)?index\s+concurrently\s+(?:if\s+not\s+exists\s+)?(?:{NAME}\s+)?on\b",
-    re.IGNORECASE,
-)
-DROP_IF_EXISTS = re.compile(
-    rf"\bdrop\s+index\s+(?:concurrently\s+)?if\s+exists\s+{NAME}", re.IGNORECASE
-)
+# Says what a statement would do, and does not do it.
+EXPLAINS = re.compile(r"\s*explain\b(?!\s*\(?\s*analyze)", re.IGNORECASE)
 # They end a transaction, or do not run in one.
-NOT_IN_TRANSACTION = re.compile(
-    r"(commit|end|rollback(?!\s+to)|abort|begin|start\s+transaction|prepare\s+transaction"
-    r"|vacuum|alter\s+system|(create|drop)\s+(database|tablespace)"
-    r"|reindex\s+(\([^)]*\)\s*)?(database|system|schema))\b",
+TRANSACTION = re.compile(
+    r"(commit|end|rollback(?!\s+to)|abort|begin|start\s+transaction|prepare\s+transaction)\b",
     re.IGNORECASE,
 )
 ALONE = re.compile(
-    r"\s*(vacuum|alter\s+system|create\s+database|reindex\s+(database|system|schema))\b",
+    r"\s*(vacuum|alter\s+system|(create|drop)\s+(database|tablespace)"
+    r"|reindex\s+(\([^)]*\)\s*)?(database|system|schema))\b",
     re.IGNORECASE,
-)
-MERGE = re.compile(rf"\bmerge\s+into\s+(?:only\s+)?{NAME}([^;]*)", re.IGNORECASE)
-UPDATE = re.compile(
-    rf"\bupdate\s+(?:only\s+)?{NAME}(?:\s*\*)?(?:\s+(?:as\s+)?(?:\"[^\"]+\"|\w+))?\s+set\b([^;]*)",
-    re.IGNORECASE,
-)
-DELETE = re.compile(rf"\bdelete\s+from\s+(?:only\s+)?{NAME}([^;]*)", re.IGNORECASE)
-# A comparison with a value. IS NULL, <> or a join may be true of all rows.
-SELECTIVE = re.compile(
-    r"""(?ix)
-    (?<![<>!=])(?:=|<=|>=|<|>|~)(?![<>=]) \s* (?!"?[a-z_][\w."]*"?(?!\s*\()) \S
-    | \b(?:in|between|like|ilike|exists|any)\b
-    """
 )
 TRUNCATE = re.compile(
     r"(?:^|;|\bbegin\b|\bthen\b|')\s*truncate\s+(?:table\s+)?([^;]+)", re.IGNORECASE
 )
+LOCK = re.compile(r"(?:^|;|\bbegin\b|\bthen\b|')\s*lock\s+(?:table\s+)?([^;']+)", re.IGNORECASE)
+WEAK_LOCK = re.compile(r"\bin\s+(access\s+share|row\s+share|row\s+exclusive)\b", re.IGNORECASE)
 REWRITES = re.compile(r"\s*(?:cluster\b|vacuum\b[^;]*\bfull\b)", re.IGNORECASE)
 DROP_SCHEMA = re.compile(rf"\bdrop\s+schema\s+(?:if\s+exists\s+)?{NAME}", re.IGNORECASE)
 DROP_DATABASE = re.compile(r"\bdrop\s+database\b", re.IGNORECASE)
+ALTER_SYSTEM = re.compile(r"\s*alter\s+system\s+(?:re)?set\s+(\w+)", re.IGNORECASE)
+ADD_COLUMN = re.compile(
+    rf"\balter\s+table\s+(?:if\s+exists\s+)?(?:only\s+)?{NAME}\s+add\s+"
+    r'(?:column\s+)?(?:if\s+not\s+exists\s+)?("[^"]+"|\w+)',
+    re.IGNORECASE,
+)
 
 
 class Statement(NamedTuple):
-    """One command as a revision sends it, without comments."""
+    """One command as a revision sends it, without comments.
+
+    `autocommit`: outside of a transaction, and alone in its call: several commands in one call are
+    one transaction.
+    """
 
     text: str
     autocommit: bool
@@ -78,105 +59,98 @@ class Statement(NamedTuple):
         """A DO block, which runs in a transaction whatever surrounds it."""
         return re.match(r"\s*do\b", self.text, re.IGNORECASE) is not None
 
+    @property
+    def runs_code(self) -> bool:
+        """True where its text does not say what it does."""
+        return re.match(r"(?i)\s*(do|call)\b", self.text) is not None
 
-def split(sql: str) -> list[str]:
-    """The commands of a string that may hold several, without their comments."""
-    commands = [""]
-    for part in PARTS.finditer(sql):
-        if part["end"]:
-            commands.append("")
-        else:
-            commands[-1] += " " if part["comment"] else part[0]
-    return [command.strip() for command in commands if command.strip()]
+    @property
+    def is_ddl(self) -> bool:
+        """True where it may change the schema."""
+        return self.runs_code or re.match(r"(?i)\s*(alter|create|drop)\b", self.text) is not None
 
-
-def offline(script: Script) -> list[Statement]:
-    """What upgrade() would send, as far as it can say so without a database."""
-    buffer = io.StringIO()
-    options = {"as_sql": True, "output_buffer": buffer, "target_metadata": db.metadata}
-    migration = MigrationContext.configure(dialect_name="postgresql", opts=options)
-
-    @contextmanager
-    def autocommit_block() -> Iterator[None]:
-        buffer.write("-- autocommit\n;")
-        yield
-        buffer.write("-- transaction\n;")
-
-    migration.autocommit_block = autocommit_block  # type: ignore[method-assign]
-    try:
-        with Operations.context(migration):
-            script.module.upgrade()
-    except Exception:
-        pass  # what came before it is judged all the same
-    autocommit = False
-    statements = []
-    for piece in re.split(r"(-- (?:autocommit|transaction)\n;)", buffer.getvalue()):
-        if piece.startswith("-- "):
-            autocommit = piece.startswith("-- autocommit")
-        else:
-            statements += [Statement(each, autocommit) for each in split(piece)]
-    return statements
+    @property
+    def words(self) -> str:
+        """What the rules look at: no data, and of a DO block what it runs."""
+        if self.is_block:
+            return _without_inner_comments(self.text)
+        return "".join(
+            "''" if kind in ("string", "dollar") else it for kind, it in tokens(self.text)
+        )
 
 
-def hazards(statements: list[Statement], existing: set[str] | None) -> Iterator[Hazard]:
-    """Judge one revision; `existing` are the tables from before it, None where not known."""
+def added_columns(statements: list[Statement]) -> set[str]:
+    """The columns that these statements add, as `books.title`."""
+    found = (each for statement in statements for each in ADD_COLUMN.finditer(statement.text))
+    return {f"{named(each)}.{unquoted(each[3])}" for each in found}
+
+
+def hazards(
+    statements: list[Statement], existing: set[str] | None, new_columns: set[str]
+) -> Iterator[Hazard]:
+    """Judge one revision; `existing` are the tables from before it, None where not known.
+
+    `new_columns` were added lately: no row has a value there.
+    """
     ran = [statement for statement in statements if not STORED.match(statement.text)]
-    changes_schema = any(DDL.match(statement.text) or statement.is_block for statement in ran)
-    dropped: set[str] = set()
+    beside_ddl = any(statement.is_ddl for statement in ran)
+    new_columns = new_columns | added_columns(ran)
     for statement in ran:
-        text = statement.text if statement.is_block else LITERAL.sub("''", statement.text)
-        alone = CONCURRENTLY.search(text) or ALONE.match(text)
-        if alone and (statement.is_block or not statement.autocommit):
+        if EXPLAINS.match(statement.text):
+            continue
+        words = statement.words
+        alone = CONCURRENTLY.search(words) or ALONE.match(words)
+        if DROP_DATABASE.search(words):
+            yield Hazard("database-drop")
+        elif alone and (statement.is_block or not statement.autocommit):
             beginning = " ".join(statement.text.split()[:5])
             yield Hazard("concurrently-in-transaction", detail=f"{beginning} …")
-        dropped |= {_name(found) for found in DROP_IF_EXISTS.finditer(text)}
-        for found in BUILD.finditer(text):
-            if not found[1] or _name(found) not in dropped:
-                yield Hazard(
-                    "concurrent-build", item=_name(found) if found[1] else "without a name"
-                )
-        for hazard in [*_on_all_rows(text, changes_schema), *_on_whole_tables(text)]:
+        for hazard in [*_on_all_rows(words, beside_ddl, new_columns), *_on_whole_tables(words)]:
             if existing is None or not hazard.table or hazard.table in existing:
                 yield hazard
-        for found in DROP_SCHEMA.finditer(text):
-            yield Hazard("schema-drop", item=_name(found))
-        if DROP_DATABASE.search(text):
-            yield Hazard("database-drop")
+        for found in DROP_SCHEMA.finditer(words):
+            yield Hazard("schema-drop", item=named(found))
+        if setting := ALTER_SYSTEM.match(words):
+            yield Hazard("run-setting", item=setting[1], detail=" of the whole server")
+    if not any(CONCURRENTLY.search(each.words) for each in ran):
+        for statement in ran:
+            if TRANSACTION.match(statement.text):
+                yield Hazard("ends-transaction", detail=statement.text.split()[0].upper())
 
 
-def _on_all_rows(text: str, changes_schema: bool) -> Iterator[Hazard]:
-    detail = ", beside a change of the schema" if changes_schema else ""
-    for pattern in (UPDATE, DELETE):
-        for found in pattern.finditer(text):
-            condition = _condition(found[3])
-            if not condition or (changes_schema and not SELECTIVE.search(condition)):
-                yield Hazard("whole-table-update", _name(found), detail=detail)
-    for found in MERGE.finditer(text):
-        if re.search(r"(?i)\bthen\s+(update|delete)\b", found[3]):
-            yield Hazard("whole-table-update", _name(found), detail=detail)
+def _on_all_rows(words: str, beside_ddl: bool, new_columns: set[str]) -> Iterator[Hazard]:
+    detail = ", beside a change of the schema" if beside_ddl else ""
+    for table in changes_all_rows(words, beside_ddl, new_columns):
+        yield Hazard("whole-table-update", table, detail=detail)
 
 
-def _on_whole_tables(text: str) -> Iterator[Hazard]:
-    for found in TRUNCATE.finditer(text):
+def _on_whole_tables(words: str) -> Iterator[Hazard]:
+    for found in TRUNCATE.finditer(words):
         cascade = re.search(r"(?i)\bcascade\b", found[1])
         detail = ", and CASCADE those of all tables that refer to it" if cascade else ""
         tables = re.split(r"(?i)\b(?:cascade|restrict|restart|continue)\b", found[1])[0]
         for each in re.finditer(rf"(?:only\s+)?{NAME}", tables, re.IGNORECASE):
-            yield Hazard("truncate", _name(each), detail=detail)
-    if REWRITES.match(text):
-        named = re.search(rf"{NAME}\s*(?:using\b.*)?$", text, re.IGNORECASE)
-        table = _name(named) if named else ""
+            yield Hazard("truncate", named(each), detail=detail)
+    for found in LOCK.finditer(words):
+        if not WEAK_LOCK.search(found[1]):
+            tables = re.split(r"(?i)\b(?:in|nowait)\b", found[1])[0]
+            for each in re.finditer(rf"(?:only\s+)?{NAME}", tables, re.IGNORECASE):
+                yield Hazard("lock-table", named(each))
+    if REWRITES.match(words):
+        last_name = re.search(rf"{NAME}\s*(?:using\b.*)?$", words, re.IGNORECASE)
+        table = named(last_name) if last_name else ""
         yield Hazard("table-rewrite", "" if table in ("full", "cluster", "vacuum") else table)
 
 
-def _name(found: re.Match[str]) -> str:
-    name = found[2] or found[1]
-    return name[1:-1] if name.startswith('"') else name.lower()
-
-
-def _condition(rest: str) -> str:
-    """What a WHERE demands; empty where it is missing, or true of every row."""
-    where = re.split(r"(?i)\bwhere\b", rest, maxsplit=1)
-    condition = where[1] if len(where) == 2 else ""
-    condition = re.sub(r"\b(\d+)\s*=\s*\1\b|(?i:\btrue\b)", " ", condition)
-    return condition.strip(" ()\n\t")
+def _without_inner_comments(block: str) -> str:
+    pieces = []
+    for kind, piece in tokens(block):
+        if kind == "dollar":
+            tag = re.match(r"\$\w*\$", piece)
+            length = tag.end() if tag else 0
+            body = piece[length:-length]
+            piece = "".join(" " if kind == "comment" else it for kind, it in tokens(body))
+            pieces.append(f"begin {piece}")
+        else:
+            pieces.append(piece)
+    return "".join(pieces)
