@@ -117,8 +117,14 @@ def take_literally(operation: Any) -> None:
                 each.sqltext = _literal(each.sqltext)
 
 
-def render_item(kind: str, item: Any, _context: AutogenContext) -> Any:
-    """Server defaults: a string, of which Alembic would cut quotes at its ends, and one read."""
+def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
+    """A type of the team's own, with its import; and server defaults.
+
+    Of one that is a string Alembic would cut quotes at its ends.
+    """
+    if kind == "type" and type(item).__module__.split(".")[0] not in ("sqlalchemy", "alembic"):
+        context.imports.add(f"import {type(item).__module__}")
+        return False
     if kind != "server_default" or not isinstance(item, DefaultClause):
         return False
     if isinstance(item.arg, str):
