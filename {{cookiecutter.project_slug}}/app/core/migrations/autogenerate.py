@@ -5,15 +5,13 @@ difference stays unseen; what it does when the new revisions run; and what is th
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pprint import pformat
 from typing import Any
 
-import alembic.op
 import click
-import sqlalchemy
 import structlog
 from alembic import context
 from alembic.autogenerate import produce_migrations
@@ -31,6 +29,7 @@ from app.core.migrations import (
     model_checks,
     ownership,
     reversible,
+    revision_text,
     safe_operations,
     server_defaults,
     types,
@@ -272,8 +271,7 @@ class Autogenerate:
             removed = [*model_checks.removed_enum_values(enum_labels(before))]
             parts = []
             for _, operations in steps.revisions():
-                works = (_running(migration, each) for each in operations)
-                observed = run.observe(works)
+                observed = run.observe(revision_text.running(migration, operations))
                 parts.append(checks.hazards(observed))
                 # Where something failed, what is missing after it is no second finding.
                 if observed.failures:
@@ -289,11 +287,6 @@ def _connection(migration: MigrationContext) -> Connection:
 
 def _was_let_go(hazard: Hazard, unused: set[str]) -> bool:
     return hazard.name in ("column-drop", "table-drop") and hazard.where in unused
-
-
-def _running(migration: MigrationContext, operation: Any) -> Callable[[], object]:
-    code = reversible.source(migration, operation)
-    return lambda: exec(code, {"op": alembic.op, "sa": sqlalchemy})
 
 
 def _facts(
