@@ -239,8 +239,14 @@ class Autogenerate:
 
         `hazards` are known already. What Alembic did not see is added to the steps, and judged too.
         """
+        # A column cannot leave a primary key before the key is another one.
+        keys = [
+            each
+            for each in between(*self.catalogs, self.settings.schema_name)
+            if each.kind == "p" and (each.table, None) not in steps.created
+        ]
+        unseen.write(steps, keys, _connection(migration))
         parts, left, removed = self._dry_run(steps, before, migration)
-        keys = [each for each in left if each.kind == "p"]
         if left and unseen.write(steps, left, _connection(migration)):
             parts, left, removed = self._dry_run(steps, before, migration)
         known = {each.where for part in parts for each in part}
