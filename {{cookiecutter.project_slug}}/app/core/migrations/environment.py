@@ -17,7 +17,7 @@ from app.config import Settings
 from app.core import extensions, history, privileges
 from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
-from app.core.migrations import failures, lock, offline
+from app.core.migrations import failures, lock, naming, offline
 from app.core.migrations.autogenerate import Autogenerate, tables_may_refer_to_each_other
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
@@ -105,6 +105,7 @@ def _migrate(connection: Connection, settings: Settings) -> None:
         on_version_apply=_reset_session,
         **options,
     )
+    naming.by_revision(context.get_context())
     with tables_may_refer_to_each_other(), context.begin_transaction():
         context.run_migrations()
 

@@ -117,12 +117,17 @@ def take_literally(operation: Any) -> None:
                 each.sqltext = _literal(each.sqltext)
 
 
-def render_item(kind: str, item: Any, _context: AutogenContext) -> Any:
-    """Server defaults: a string, of which Alembic would cut quotes at its ends, and one read."""
+def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
+    """What Alembic does not spell as it is: server defaults, and types of the project's own."""
+    if kind == "type":
+        module = type(item).__module__
+        if not module.startswith("sqlalchemy."):
+            context.imports.add(f"import {module}")
+        return False
     if kind != "server_default" or not isinstance(item, DefaultClause):
         return False
     if isinstance(item.arg, str):
-        return repr(item.arg)
+        return repr(item.arg)  # Alembic cuts a quote at its ends
     if item.reflected and isinstance(item.arg, TextClause):
         return f"sa.text({without_parameters(item.arg.text)!r})"
     return False

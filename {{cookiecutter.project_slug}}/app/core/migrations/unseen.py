@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from alembic.operations import ops
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Constraint, Table
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import AddConstraint
 
 from app.core.database import quote
 from app.core.migrations.differences import Difference
@@ -47,13 +49,17 @@ def _replace_constraint(
     steps: Steps, difference: Difference, table: Table, connection: Connection
 ) -> None:
     name = difference.item
+    start = f"ALTER TABLE {quote(table.name)}"
+    drop = f"{start} DROP CONSTRAINT {quote(name)}"
     was = connection.exec_driver_sql(CONSTRAINT, (quote(table.name), name)).scalar()
     if was:
-        start = f"ALTER TABLE {quote(table.name)}"
-        add = f"{start} ADD CONSTRAINT {quote(name)} {was}"
-        steps.change.append(ReversibleSQL(f"{start} DROP CONSTRAINT {quote(name)}", add))
-    wanted = [each for each in table.constraints if each.name == name]
-    steps.add(ops.AddConstraintOp.from_constraint(each) for each in wanted)
+        steps.change.append(ReversibleSQL(drop, f"{start} ADD CONSTRAINT {quote(name)} {was}"))
+    for each in table.constraints:
+        if each.name == name and difference.kind == "x":
+            # Alembic's operation for it knows columns only, no expressions.
+            steps.change.append(ReversibleSQL(_added(each), drop))
+        elif each.name == name:
+            steps.add([ops.AddConstraintOp.from_constraint(each)])
 
 
 def _replace_index(
@@ -92,6 +98,11 @@ def _new_values(difference: Difference) -> Iterator[Any]:
                 f"ALTER TYPE {quote(difference.item)} ADD VALUE IF NOT EXISTS"
                 f" {_literal(label)} {place}"
             )
+
+
+def _added(constraint: Constraint) -> str:
+    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+    return str(AddConstraint(constraint, isolate_from_table=False).compile(dialect=dialect))
 
 
 def _literal(label: str) -> str:

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import extensions
+from app.core import extensions, history
 from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import explained, reason
 from app.core.safety import catalog, concurrently, objects
@@ -165,6 +165,7 @@ class DryRun:
         self._running = False
         self._listening = False
         self._autocommit = False
+        self._metadata = db.metadata
         driver: Any = connection.connection.driver_connection
         self._server = Cursor(driver)
         others = {*connection.scalars(text(OTHER_SCHEMAS))} - {schema, settings.schema_name}
@@ -194,8 +195,8 @@ class DryRun:
         self._running = self._listening = False
         self._rollback()
 
-    def start(self, history: Iterable[Script], *, at_current: bool) -> None:
-        """Go to the state after `history`, with no rows.
+    def start(self, scripts: Iterable[Script], *, at_current: bool) -> None:
+        """Go to the state after these revisions, with no rows.
 
         Where `at_current` says that the real schema is in this very state, its structure is copied:
         the upgrade will meet that. Else, or where there can be no copy, the history is built anew.
@@ -208,13 +209,17 @@ class DryRun:
             except CannotCopy as error:
                 no_copy = f"{error}, and "
         try:
-            self._build_anew(history)
+            self._build_anew(scripts)
         except (Exception, SystemExit) as error:
             why = self.scratch.plain(reason(error))
             raise CannotJudge(f"{no_copy}the history does not build anew: {why}") from error
 
-    def observe(self, works: Iterable[Work]) -> Observed:
-        """Run the parts of one revision; after a statement that fails the next parts go on."""
+    def observe(self, works: Iterable[Work], script: Script | None = None) -> Observed:
+        """Run the parts of one revision; after a statement that fails the next parts go on.
+
+        `script` is its file, where it has one already.
+        """
+        self._metadata = history.metadata_of(script)
         works = [*works]
         observed = self._observe([lambda: [work() for work in works]])
         if len(works) > 1 and any(isinstance(each, DBAPIError) for each in observed.failures):
@@ -276,15 +281,16 @@ class DryRun:
         finally:
             self._running = running
 
-    def _build_anew(self, history: Iterable[Script]) -> None:
+    def _build_anew(self, scripts: Iterable[Script]) -> None:
         self.scratch.from_nothing = True
         # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
-        scripts = [*history]
+        scripts = [*scripts]
         with telling(f"replaying {len(scripts)} revisions") as tell:
             for done, script in enumerate(scripts):
                 tell(f"replaying {len(scripts)} revisions: {done} done")
+                self._metadata = history.metadata_of(script)
                 with self._operations():
                     script.module.upgrade()
                 self._end_transaction()
@@ -325,7 +331,7 @@ class DryRun:
         """`op` and `context` for revisions, also inside a running `flask db` command."""
         # SQLAlchemy's own idea of a transaction ends; that of the server goes on.
         self.connection.commit()
-        options = {"target_metadata": db.metadata, "transaction_per_migration": True}
+        options = {"target_metadata": self._metadata, "transaction_per_migration": True}
         migration = MigrationContext.configure(self.connection, opts=options)
         migration.autocommit_block = self._autocommit_block_of(migration)  # type: ignore[method-assign]
         with (

@@ -107,7 +107,7 @@ def _judge_one(
         verdict.hazards += statements.hazards(ran, None, added_lately)
         changes = any(each.is_ddl for each in ran)
     else:
-        observed = run.observe([script.module.upgrade])
+        observed = run.observe([script.module.upgrade], script)
         ran = observed.statements
         verdict.hazards += checks.hazards(observed, added_lately)
         changes = checks.has_a_way_back(observed)
