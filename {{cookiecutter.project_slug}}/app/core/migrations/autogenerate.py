@@ -105,6 +105,12 @@ class Autogenerate:
         except SQLAlchemyError as error:
             raise CommandError(f"The models cannot be built: {reason(error)}") from None
 
+    @cached_property
+    def faultless(self) -> bool:
+        """True, or the refusal of what no comparison can do anything with: looked at once."""
+        model_checks.refuse_faults()
+        return True
+
     def both(self, column: Column[Any]) -> tuple[Any, Any]:
         """A model's column as the server would have it, and as it has it now; None for neither."""
         models, database = self.catalogs
@@ -124,7 +130,7 @@ class Autogenerate:
 
     def is_ours(self, item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
         """False for what no model has and no revision of ours made, and for what was let go."""
-        model_checks.refuse_faults()
+        assert self.faultless
         if not reflected:
             return not model_checks.is_view(item) and not self._has_another_name(item, name)
         if model is not None:

@@ -5,6 +5,7 @@ opinion.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
@@ -26,6 +27,7 @@ from app.core.waiting import telling
 
 # So many revisions before one are asked which columns they added.
 LATELY = 3
+ADDS = re.compile(r"\badd(_column)?\b", re.IGNORECASE)
 
 
 def judge_pending(settings: Settings, wanted: str | None) -> Report:
@@ -139,6 +141,9 @@ def _added_lately(earlier: list[Script]) -> set[str]:
 
 @lru_cache(LATELY)
 def _added_by(script: Script) -> set[str]:
+    # A first revision may make hundreds of tables: not run for nothing.
+    if not ADDS.search(Path(script.path).read_text("utf-8")):
+        return set()
     return statements.added_columns(offline.statements(script))
 
 
