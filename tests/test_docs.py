@@ -131,7 +131,9 @@ def test_the_loops_of_the_readme(project: Project):
     (statement,) = re.findall(r"`(uv run flask db shell -c .*?)`", readme)
     assert re.search(r"\b4\b", shell(project, f"uv run flask seed all && {statement}"))
     (expression,) = re.findall(r"`(session\..*?)`", readme)
-    assert "models.books.Book object" in shell(project, f"echo 'print({expression})' | uv run flask shell")
+    assert "models.books.Book object" in shell(
+        project, f"echo 'print({expression})' | uv run flask shell"
+    )
 
 
 def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):
