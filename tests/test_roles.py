@@ -174,11 +174,15 @@ def test_privileges_that_come_by_another_way(roles: TwoRoles):
         "REVOKE ALL ON shop.books FROM app_service; GRANT ALL ON shop.books TO PUBLIC",
         "REVOKE ALL ON shop.books FROM PUBLIC; GRANT SELECT (id, title), INSERT, UPDATE (title),"
         " DELETE ON shop.books TO app_service",
-        "ALTER ROLE app_service SUPERUSER",
+        "GRANT ALL ON shop.books TO app_service; ALTER TABLE shop.authors ALTER id DROP DEFAULT,"
+        " ALTER id ADD GENERATED ALWAYS AS IDENTITY (START 1000)",
+        "REVOKE ALL ON ALL TABLES IN SCHEMA shop FROM app_service; ALTER ROLE app_service SUPERUSER",
     )
-    by_a_group, not_inherited, of_everybody, on_columns, superuser = answers
+    by_a_group, not_inherited, of_everybody, on_columns, identity, superuser = answers
     assert by_a_group["ready"] == of_everybody["ready"] == superuser["ready"] == 200
     assert not_inherited["ready"] == 503
+    # The sequence of an identity column needs no privilege of its own.
+    assert (identity["ready"], identity["statuses"]) == (200, [200, 201])
     # Somebody chose the columns: it is ready, and a query for others says what it would take.
     assert (on_columns["ready"], on_columns["statuses"][0]) == (200, 503)
     assert "GRANT SELECT, UPDATE ON TABLE shop.books TO app_service;" in log
