@@ -176,7 +176,7 @@ def test_privileges_that_come_by_another_way(roles: TwoRoles):
         " DELETE ON shop.books TO app_service",
         "GRANT ALL ON shop.books TO app_service; ALTER TABLE shop.authors ALTER id DROP DEFAULT,"
         " ALTER id ADD GENERATED ALWAYS AS IDENTITY (START 1000)",
-        "REVOKE ALL ON ALL TABLES IN SCHEMA shop FROM app_service; ALTER ROLE app_service SUPERUSER",
+        "REVOKE ALL ON SCHEMA shop FROM app_service; ALTER ROLE app_service SUPERUSER",
     )
     by_a_group, not_inherited, of_everybody, on_columns, identity, superuser = answers
     assert by_a_group["ready"] == of_everybody["ready"] == superuser["ready"] == 200
