@@ -27,10 +27,11 @@ app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/looks.py app/core/migrations/model_checks.py app/core/migrations/naming.py
 app/core/migrations/offline.py app/core/migrations/ownership.py
-app/core/migrations/reversible.py app/core/migrations/safe_operations.py
-app/core/migrations/server_defaults.py app/core/migrations/template/alembic.ini.mako
-app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
-app/core/migrations/types.py app/core/migrations/unseen.py
+app/core/migrations/reversible.py app/core/migrations/revision_text.py
+app/core/migrations/safe_operations.py app/core/migrations/server_defaults.py
+app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
+app/core/migrations/template/script.py.mako app/core/migrations/types.py
+app/core/migrations/unseen.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
 app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py

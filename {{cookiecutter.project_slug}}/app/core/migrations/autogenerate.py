@@ -5,15 +5,13 @@ difference stays unseen; what it does when the new revisions run; and what is th
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pprint import pformat
 from typing import Any
 
-import alembic.op
 import click
-import sqlalchemy
 import structlog
 from alembic import context
 from alembic.autogenerate import produce_migrations
@@ -31,6 +29,7 @@ from app.core.migrations import (
     model_checks,
     ownership,
     reversible,
+    revision_text,
     safe_operations,
     server_defaults,
     types,
@@ -240,8 +239,14 @@ class Autogenerate:
 
         `hazards` are known already. What Alembic did not see is added to the steps, and judged too.
         """
+        # A column cannot leave a primary key before the key is another one.
+        keys = [
+            each
+            for each in between(*self.catalogs, self.settings.schema_name)
+            if each.kind == "p" and (each.table, None) not in steps.created
+        ]
+        unseen.write(steps, keys, _connection(migration))
         parts, left, removed = self._dry_run(steps, before, migration)
-        keys = [each for each in left if each.kind == "p"]
         if left and unseen.write(steps, left, _connection(migration)):
             parts, left, removed = self._dry_run(steps, before, migration)
         known = {each.where for part in parts for each in part}
@@ -272,8 +277,7 @@ class Autogenerate:
             removed = [*model_checks.removed_enum_values(enum_labels(before))]
             parts = []
             for _, operations in steps.revisions():
-                works = (_running(migration, each) for each in operations)
-                observed = run.observe(works)
+                observed = run.observe(revision_text.running(migration, operations))
                 parts.append(checks.hazards(observed))
                 # Where something failed, what is missing after it is no second finding.
                 if observed.failures:
@@ -289,11 +293,6 @@ def _connection(migration: MigrationContext) -> Connection:
 
 def _was_let_go(hazard: Hazard, unused: set[str]) -> bool:
     return hazard.name in ("column-drop", "table-drop") and hazard.where in unused
-
-
-def _running(migration: MigrationContext, operation: Any) -> Callable[[], object]:
-    code = reversible.source(migration, operation)
-    return lambda: exec(code, {"op": alembic.op, "sa": sqlalchemy})
 
 
 def _facts(
