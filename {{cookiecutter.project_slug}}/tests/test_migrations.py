@@ -95,4 +95,5 @@ def test_everything_lives_in_the_schema(settings: Settings, session: Session) ->
         text("SELECT tablename FROM pg_tables WHERE schemaname = :schema"),
         {"schema": settings.schema_name},
     )
-    assert {"alembic_version", *db.metadata.tables} == set(found)
+    models = {name for name, table in db.metadata.tables.items() if not table.info.get("is_view")}
+    assert {"alembic_version", *models} <= set(found)

@@ -4,15 +4,18 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from pathlib import Path
 
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, MetaData
 from sqlalchemy import text as sql
 
 from app.config import ROOT
 from app.models import db
 
 FOLDER = ROOT / "migrations"
+# Under a naming convention Alembic names even primary keys.
+PRIMARY_KEY = re.compile(r"op\.f\([\"']pk_")
 REVISION = re.compile(r"""^revision\b[^=\n]*=\s*["'](.+?)["']""", re.MULTILINE)
 
 
@@ -23,9 +26,7 @@ def load() -> ScriptDirectory:
 
 def heads() -> set[str]:
     """The newest revisions; normally one, none before the first."""
-    versions = FOLDER / "versions"
-    names = sorted(file.name for file in versions.glob("*.py")) if versions.is_dir() else []
-    return _heads(tuple(names))
+    return _heads(_file_names())
 
 
 def current(connection: Connection) -> set[str]:
@@ -75,6 +76,17 @@ def ancestors(script: ScriptDirectory, revisions: Iterable[str]) -> list[Script]
     return found[::-1]
 
 
+def metadata_of(script: Script | None) -> MetaData:
+    """What names the constraints that a revision leaves without a name.
+
+    Our convention from the first revision on that was written under it. Those before come from
+    another project, and later ones of that project mean the names that PostgreSQL chose.
+    """
+    if script is None or script.revision in _written_under_our_names(_file_names()):
+        return db.metadata
+    return MetaData()
+
+
 def recorded_as_unused(scripts: Iterable[Script]) -> set[str]:
     """What these revisions say the models no longer use: `books.title`, or the table `books`."""
     return {name for each in scripts for name in getattr(each.module, "unused", ())}
@@ -88,6 +100,21 @@ def next_revision_id(after: str = "") -> str:
     while f"{moment:%Y%m%d%H%M%S}" <= max(newest, after if len(after) == 14 else ""):
         moment += timedelta(seconds=1)
     return f"{moment:%Y%m%d%H%M%S}"
+
+
+def _file_names() -> tuple[str, ...]:
+    versions = FOLDER / "versions"
+    return tuple(sorted(file.name for file in versions.glob("*.py"))) if versions.is_dir() else ()
+
+
+@lru_cache(maxsize=1)
+def _written_under_our_names(names: tuple[str, ...]) -> set[str]:
+    found: set[str] = set()
+    for each in reversed([*load().walk_revisions()]):
+        parents = {*each._all_down_revisions}
+        if parents & found or PRIMARY_KEY.search(Path(each.path).read_text("utf-8")):
+            found.add(each.revision)
+    return found
 
 
 @lru_cache(maxsize=1)

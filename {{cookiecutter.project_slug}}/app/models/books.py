@@ -29,4 +29,5 @@ class Book(Seeded, Base):
     published: Mapped[int | None]
     author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"), index=True)
 
-    author: Mapped[Author] = relationship(back_populates="books", lazy="joined", innerjoin=True)
+    # Read when asked for. A query that shows the authors says so: options(joinedload(Book.author)).
+    author: Mapped[Author] = relationship(back_populates="books")

@@ -44,6 +44,7 @@ from app.core.safety.dry_run import dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
 from app.core.safety.observed import CannotJudge
 from app.core.safety.offline import enum_labels
+from app.core.waiting import telling
 from app.models import db
 
 log = structlog.get_logger("migrations")
@@ -126,7 +127,7 @@ class Autogenerate:
         """False for what no model has and no revision of ours made, and for what was let go."""
         model_checks.refuse_faults()
         if not reflected:
-            return not model_checks.is_view(item)
+            return not model_checks.is_view(item) and not self._has_another_name(item, name)
         if model is not None:
             return True
         unused = ownership.unused_in_models()
@@ -137,6 +138,23 @@ class Autogenerate:
             return place not in unused and self.ownership.mentioned(name)
         columns = {f"{item.table.name}.{each.name}" for each in getattr(item, "columns", ())}
         return not columns & unused and self.ownership.written(name)
+
+    def _has_another_name(self, item: Any, name: str) -> bool:
+        """Whether a constraint or an index is there already, under a name that we did not give."""
+        if getattr(item, "table", None) is None:
+            return False
+        models, database = self.catalogs
+        table = models.table_id(item.table.name, *models.schemas.values())
+        there = database.table_id(item.table.name, self.settings.schema_name)
+        ours: list[Any] = [*models.constraints_of(table), *models.indexes_of(table)]
+        found: list[Any] = [*database.constraints_of(there), *database.indexes_of(there)]
+        wanted = {each.definition for each in ours if each.name == name}
+        return any(
+            each.definition in wanted
+            and each.name != name
+            and not self.ownership.written(each.name)
+            for each in found
+        )
 
     def finish(
         self, migration: MigrationContext, _revision: Any, directives: list[MigrationScript]
@@ -191,6 +209,10 @@ class Autogenerate:
         before = history.ancestors(script, script.get_heads())
         let_go = ownership.unused_in_models() - history.recorded_as_unused(before)
         found += [f"{each} is marked as unused, and no revision says so yet" for each in let_go]
+        found += [
+            f"{hazard.where} no longer has the value {hazard.detail}, which rows may have"
+            for hazard, _ in model_checks.removed_enum_values(enum_labels(before))
+        ]
         return sorted(found)
 
     def _steps(self, upgrade: UpgradeOps, let_go: set[str]) -> tuple[Steps, list[Hazard]]:
@@ -218,12 +240,20 @@ class Autogenerate:
 
         `hazards` are known already. What Alembic did not see is added to the steps, and judged too.
         """
+        # A column cannot leave a primary key before the key is another one.
+        keys = [
+            each
+            for each in between(*self.catalogs, self.settings.schema_name)
+            if each.kind == "p" and (each.table, None) not in steps.created
+        ]
+        unseen.write(steps, keys, _connection(migration))
         parts, left, removed = self._dry_run(steps, before, migration)
         if left and unseen.write(steps, left, _connection(migration)):
             parts, left, removed = self._dry_run(steps, before, migration)
         known = {each.where for part in parts for each in part}
         others = [each.hazard() for each in left]
         parts[0] += [each for each in others if each.where not in known]
+        parts[0] += [each.hazard() for each in keys]
         parts[0] += [*hazards, *(hazard for hazard, _ in removed)]
         unused = history.recorded_as_unused(before)
         return [
@@ -240,7 +270,7 @@ class Autogenerate:
     ) -> tuple[list[list[Hazard]], list[Difference], list[tuple[Hazard, Any]]]:
         """What the server says of each part, and what differs after all of them."""
         models, _ = self.catalogs
-        with dry_run(self.settings) as run:
+        with dry_run(self.settings) as run, telling("trying the change in a dry run"):
             try:
                 run.start(before, at_current=True)
             except CannotJudge as error:

@@ -19,6 +19,9 @@ from app.core.migrations.failures import JOIN_THE_HEADS
 from app.core.safety import judge_pending
 from app.models import db
 
+# Where they go unless told otherwise; with several heads there is no such place.
+TO_THE_HEAD = ("upgrade", "migrate", "revision", "show", "stamp")
+
 
 def init_app(app: Flask) -> None:
     """Attach `flask db …`, whose files are in `migrations/` wherever it is called from."""
@@ -37,7 +40,7 @@ def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
     @wraps(callback)
     def checked(*words: Any, **options: Any) -> Any:
         if history.FOLDER.exists():
-            _check_history(needs_one_head=name in ("upgrade", "migrate") and _goes_to_head(options))
+            _check_history(needs_one_head=name in TO_THE_HEAD and _goes_to_head(options))
         return callback(*words, **options)
 
     return checked

@@ -34,7 +34,10 @@ class Difference(NamedTuple):
         return f"{where}: the models say {models}, the database has {database}"
 
     def hazard(self) -> Hazard:
-        """For where it is left over, because nobody knows how to write it."""
+        """A primary key is asked about; of the others nobody knows how to write the change."""
+        if self.kind == "p":
+            detail = f": {self.found or 'none'} becomes {self.wanted}"
+            return Hazard("primary-key", self.table, detail=detail)
         if self.kind == "enum":
             detail = f" with the values {self.wanted}, where the database has {self.found}"
             return Hazard("enum-values", item=self.item, detail=detail)

@@ -17,7 +17,7 @@ from app.config import Settings
 from app.core import extensions, history, privileges
 from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
-from app.core.migrations import failures, lock, offline
+from app.core.migrations import failures, lock, naming, offline
 from app.core.migrations.autogenerate import Autogenerate, tables_may_refer_to_each_other
 from app.core.safety import judge
 from app.core.safety.catalog import INVALID_INDEXES
@@ -55,7 +55,8 @@ def run() -> None:
         with connection.begin():
             at = history.current(connection)
         _refuse_unknown_revision(at)
-        if writes and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+        # Where no revision ran yet, there are no rows that one of them could hurt.
+        if at and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
         extensions.give_a_home(connection)
@@ -104,6 +105,7 @@ def _migrate(connection: Connection, settings: Settings) -> None:
         on_version_apply=_reset_session,
         **options,
     )
+    naming.by_revision(context.get_context())
     with tables_may_refer_to_each_other(), context.begin_transaction():
         context.run_migrations()
 

@@ -38,7 +38,7 @@ def plain(error: CommandError, connection: Connection) -> str:
     """Alembic's message, or a plainer one with the safe command."""
     words = str(error)
     if "Multiple head revisions" in words or "Multiple heads" in words:
-        return f"There are several heads: {', '.join(sorted(history.heads()))}. {JOIN_THE_HEADS}"
+        return _several_heads()
     if "Target database is not up to date" not in words:
         return words
     connection.rollback()
@@ -47,6 +47,8 @@ def plain(error: CommandError, connection: Connection) -> str:
     if not at and tables:
         return _no_version(tables)
     heads = history.heads()
+    if len(heads) > 1:
+        return _several_heads()
     return (
         f"The database is behind the code: it is at {', '.join(sorted(at)) or 'nothing'}, the code "
         f"at {', '.join(sorted(heads))}. Run: flask db upgrade"
@@ -75,7 +77,13 @@ def failure(error: DBAPIError, connection: Connection) -> str:
     )
 
 
+def _several_heads() -> str:
+    return f"There are several heads: {', '.join(sorted(history.heads()))}. {JOIN_THE_HEADS}"
+
+
 def _no_version(tables: list[str]) -> str:
+    if len(history.heads()) > 1:
+        return _several_heads()
     head = ", ".join(sorted(history.heads()))
     return (
         f"The schema has tables ({', '.join(tables)}) but no revision: these "

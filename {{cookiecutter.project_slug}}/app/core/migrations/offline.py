@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateSchema
 from app.config import Settings
 from app.core import extensions, privileges
 from app.core.database import quote
+from app.core.migrations import naming
 from app.core.safety.statements import CONCURRENTLY
 from app.models import db
 
@@ -23,6 +24,7 @@ def print_sql(settings: Settings, with_grants: bool) -> None:
         transaction_per_migration=True,
         output_buffer=cast(TextIO, _Script(settings)),
     )
+    naming.by_revision(context.get_context())
     schema = settings.schema_name
     context.execute(CreateSchema(schema, if_not_exists=True))
     context.execute(f"SET search_path = {extensions.search_path(quote(schema))}")

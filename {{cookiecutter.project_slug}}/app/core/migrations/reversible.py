@@ -118,9 +118,9 @@ def take_literally(operation: Any) -> None:
 
 
 def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
-    """A type of the team's own, with its import; and server defaults.
+    """What Alembic does not spell as it is: the import of a type of the team's own, and defaults.
 
-    Of one that is a string Alembic would cut quotes at its ends.
+    Of a default that is a string it would cut quotes at its ends.
     """
     if kind == "type" and type(item).__module__.split(".")[0] not in ("sqlalchemy", "alembic"):
         context.imports.add(f"import {type(item).__module__}")
@@ -128,7 +128,7 @@ def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
     if kind != "server_default" or not isinstance(item, DefaultClause):
         return False
     if isinstance(item.arg, str):
-        return repr(item.arg)
+        return repr(item.arg)  # Alembic cuts a quote at its ends
     if item.reflected and isinstance(item.arg, TextClause):
         return f"sa.text({without_parameters(item.arg.text)!r})"
     return False

@@ -94,6 +94,8 @@ def _build(heard: Heard, table: str) -> Iterator[Hazard]:
     if any(after.constraints[each].name == item for each in added):
         if any(after.constraints[each][1:3] == (item, "u") for each in added):
             yield Hazard("unique-constraint", table, item)
+        elif any(after.constraints[each][1:3] == (item, "p") for each in added):
+            yield _primary_key(heard.table, table, before, after)
         return
     old, new = before.columns_of(heard.table), after.columns_of(heard.table)
     yield from _retyped(table, old, new)
@@ -156,13 +158,17 @@ def _table_differences(oid: int, table: str, before: Catalog, after: Catalog) ->
             yield Hazard("required-column", table, column.name)
         if column.type == "json" and (was is None or was.type != "json"):
             yield Hazard("json-column", table, column.name)
-    key, key_now = (each.primary_key_of(oid) for each in (before, after))
-    if key != key_now:
-        detail = f": {key or 'none'} becomes {key_now or 'none'}"
-        yield Hazard("primary-key", table, detail=detail)
+    # One that is exchanged for another takes an index that is there: nobody waits for that.
+    if before.primary_key_of(oid) and not after.primary_key_of(oid):
+        yield _primary_key(oid, table, before, after)
     for number, constraint in after.constraints.items():
         if constraint.table == oid and constraint.kind == "x" and number not in before.constraints:
             yield Hazard("exclusion-constraint", table, constraint.name)
+
+
+def _primary_key(oid: int, table: str, before: Catalog, after: Catalog) -> Hazard:
+    key, key_now = (each.primary_key_of(oid) or "none" for each in (before, after))
+    return Hazard("primary-key", table, detail=f": {key} becomes {key_now}")
 
 
 def _object_differences(observed: Observed, found: list[Hazard]) -> Iterator[Hazard]:

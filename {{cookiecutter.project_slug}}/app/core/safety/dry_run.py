@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import extensions
+from app.core import extensions, history
 from app.core.database_errors import reason
 from app.core.safety import catalog, concurrently, objects, own_schema
 from app.core.safety.catalog import Catalog
@@ -31,6 +31,7 @@ from app.core.safety.proxies import proxies
 from app.core.safety.run_settings import RunSettings
 from app.core.safety.scratch import Scratch
 from app.core.sql import split
+from app.core.waiting import telling
 from app.models import db
 
 OTHER_SCHEMAS = (
@@ -61,6 +62,7 @@ class DryRun:
         self._run_settings = RunSettings(self._server)
         others = {*connection.scalars(text(OTHER_SCHEMAS))} - {schema, settings.schema_name}
         self.scratch = Scratch(settings.schema_name, schema, others, self._copy_another)
+        self._metadata = db.metadata
         # True while a revision has the connection.
         self._running = False
         self._listener: Listener | None = None
@@ -78,8 +80,8 @@ class DryRun:
         self._running = False
         self._rollback()
 
-    def start(self, history: Iterable[Script], *, at_current: bool) -> None:
-        """Go to the state after `history`, with no rows.
+    def start(self, scripts: Iterable[Script], *, at_current: bool) -> None:
+        """Go to the state after these revisions, with no rows.
 
         Where `at_current` says that the real schema is in this very state, its structure is copied:
         the upgrade will meet that. Else, or where there can be no copy, the history is built anew.
@@ -92,13 +94,25 @@ class DryRun:
             except CannotCopy as error:
                 no_copy = f"{error}, and "
         try:
-            self._build_anew(history)
+            self._build_anew(scripts)
         except (Exception, SystemExit) as error:
             why = self.scratch.plain(reason(error))
             raise CannotJudge(f"{no_copy}the history does not build anew: {why}") from error
 
-    def observe(self, works: Iterable[Work]) -> Observed:
-        """Run the parts of one revision; after a statement that fails the next parts go on."""
+    def observe(self, works: Iterable[Work], script: Script | None = None) -> Observed:
+        """Run the parts of one revision; after a statement that fails the next parts go on.
+
+        `script` is its file, where it has one already.
+        """
+        self._metadata = history.metadata_of(script)
+        works = [*works]
+        observed = self._observe([lambda: [work() for work in works]])
+        if len(works) > 1 and any(isinstance(each, DBAPIError) for each in observed.failures):
+            # It was rolled back. Now each part alone, to hear of all that fail.
+            observed = self._observe(works)
+        return observed
+
+    def _observe(self, works: Iterable[Work]) -> Observed:
         before, things = self._known or self._read()
         observed = Observed(before, before, things, things, self.scratch.plain, self._not_owned)
         self._run_settings.start()
@@ -109,8 +123,7 @@ class DryRun:
                 if not isinstance(error, DBAPIError):
                     break
         self._listener = None
-        self._run_settings.end()
-        observed.settings = self._run_settings.changes
+        observed.settings = self._run_settings.end(observed.statements)
         if any(_misses_something(each) for each in observed.failures):
             observed.hint = extensions.out_of_sight(self.connection)
         if observed.statements:
@@ -152,16 +165,20 @@ class DryRun:
             except CannotCopy as error:
                 raise CannotJudge(f"it names another schema, and {error}") from None
 
-    def _build_anew(self, history: Iterable[Script]) -> None:
+    def _build_anew(self, scripts: Iterable[Script]) -> None:
         self.scratch.from_nothing = True
         # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
-        for script in history:
-            with self._operations():
-                script.module.upgrade()
-            self._end_transaction()
-            self._run_settings.end()
+        scripts = [*scripts]
+        with telling(f"replaying {len(scripts)} revisions") as tell:
+            for done, script in enumerate(scripts):
+                tell(f"replaying {len(scripts)} revisions: {done} done")
+                self._metadata = history.metadata_of(script)
+                with self._operations():
+                    script.module.upgrade()
+                self._end_transaction()
+                self._run_settings.reset()
 
     def _run(self, work: Work) -> BaseException | None:
         """Run a part of a revision; what failed as a statement leaves nothing behind."""
@@ -191,7 +208,7 @@ class DryRun:
         """`op` and `context` for revisions, also inside a running `flask db` command."""
         # SQLAlchemy's own idea of a transaction ends; that of the server goes on.
         self.connection.commit()
-        options = {"target_metadata": db.metadata, "transaction_per_migration": True}
+        options = {"target_metadata": self._metadata, "transaction_per_migration": True}
         migration = MigrationContext.configure(self.connection, opts=options)
         migration.autocommit_block = self._autocommit_block_of(migration)  # type: ignore[method-assign]
         with (
@@ -284,7 +301,7 @@ class DryRun:
         autocommit = self._transaction.autocommit
         if self._listener:
             self._listener.before_statement(commands, autocommit)
-            self._run_settings.before_statement()
+            self._run_settings.before_statement(commands)
         with self._transaction.statement():
             self._transaction.prepare(commands)
             translated = self.scratch.translated(query_text)

@@ -71,16 +71,19 @@ HAZARDS = {
         "table, dual write, backfill, switch.",
     ),
     "primary-key": (
-        "The primary key of {table} changes{detail}. It is built while nobody reads or writes "
-        "the table, and foreign keys that refer to it stand in the way.",
-        "by hand: `flask db revision`, CREATE UNIQUE INDEX CONCURRENTLY on NOT NULL columns, "
-        "and in the next revision DROP CONSTRAINT and ADD PRIMARY KEY USING INDEX.",
+        "The primary key of {table} changes{detail}. A plain change builds it while nobody reads "
+        "or writes the table; foreign keys that refer to the old one stand in the way, and code "
+        "that still runs finds rows by the old one.",
+        "two revisions, which `flask db migrate --acknowledge` writes. First, in an "
+        'autocommit_block(): op.create_index("{table}_key", "{table}", […], unique=True, '
+        "postgresql_concurrently=True), on NOT NULL columns. Then: ALTER TABLE {table} DROP "
+        "CONSTRAINT pk_{table}, ADD CONSTRAINT pk_{table} PRIMARY KEY USING INDEX {table}_key.",
     ),
     "exclusion-constraint": (
         "{where} is an exclusion constraint{detail}. It has no NOT VALID form: nobody reads or "
         "writes {table} while it is built.",
         "on a table that is or may become large: a new table that has it from the start, dual "
-        "write, backfill, switch. On a small one write it by hand and acknowledge it.",
+        "write, backfill, switch. On a small one acknowledge it, and it is written.",
     ),
     "enum-value-removed": (
         "{where} loses the value {detail}. Rows that have it can not be read any more.",

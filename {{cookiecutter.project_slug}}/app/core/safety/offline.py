@@ -14,10 +14,10 @@ from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateTableOp
 from alembic.script import Script
 from sqlalchemy import Column, Enum
 
+from app.core import history
 from app.core.safety.proxies import proxies
 from app.core.safety.statements import Statement
 from app.core.sql import split
-from app.models import db
 
 
 def statements(script: Script) -> list[Statement]:
@@ -62,7 +62,8 @@ def typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
 
 
 def _run(script: Script, buffer: io.StringIO, note: Callable[[Any], None]) -> None:
-    options = {"as_sql": True, "output_buffer": buffer, "target_metadata": db.metadata}
+    metadata = history.metadata_of(script)
+    options = {"as_sql": True, "output_buffer": buffer, "target_metadata": metadata}
     logger = logging.getLogger("alembic.runtime.migration")
     logger.disabled = True  # "Generating static SQL" is not what the user asked for
     migration = MigrationContext.configure(dialect_name="postgresql", opts=options)
