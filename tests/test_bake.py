@@ -21,12 +21,17 @@ app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
 app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
-app/core/privileges.py app/core/shell.py app/core/sql.py app/core/waiting.py
+app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
+app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
-app/core/migrations/model_checks.py app/core/migrations/offline.py
-app/core/migrations/safe_operations.py app/core/migrations/template/alembic.ini.mako
-app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
+app/core/migrations/looks.py app/core/migrations/model_checks.py app/core/migrations/naming.py
+app/core/migrations/offline.py app/core/migrations/ownership.py
+app/core/migrations/reversible.py app/core/migrations/revision_text.py
+app/core/migrations/safe_operations.py app/core/migrations/server_defaults.py
+app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
+app/core/migrations/template/script.py.mako app/core/migrations/types.py
+app/core/migrations/unseen.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
 app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py

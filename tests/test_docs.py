@@ -98,8 +98,7 @@ def test_every_hazard_has_its_line():
     )
     page = (project / "docs/migrations.md").read_text()
     lines = re.findall(r"^\| `([\w-]+)` \| [^|]+ \| [^|]+ \|$", page, re.MULTILINE)
-    assert len(lines) == len(set(lines))
-    assert set(hazards) <= set(lines)
+    assert sorted(hazards) == sorted(lines)
 
 
 def test_two_heads_are_joined_as_the_page_says(project: Project):
@@ -132,7 +131,9 @@ def test_the_loops_of_the_readme(project: Project):
     (statement,) = re.findall(r"`(uv run flask db shell -c .*?)`", readme)
     assert re.search(r"\b4\b", shell(project, f"uv run flask seed all && {statement}"))
     (expression,) = re.findall(r"`(session\..*?)`", readme)
-    assert "<Book " in shell(project, f"echo 'print({expression})' | uv run flask shell")
+    assert "models.books.Book object" in shell(
+        project, f"echo 'print({expression})' | uv run flask shell"
+    )
 
 
 def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):

@@ -59,7 +59,7 @@ def prepare() -> None:
     click.echo(f"4/4 serving on http://{settings.address}")
 
 
-def _refuse_a_used_port(settings: Settings) -> None:
+def _error_of_listening(settings: Settings) -> OSError | None:
     ipv6 = ":" in settings.host
     try:
         socket.create_server(
@@ -68,11 +68,15 @@ def _refuse_a_used_port(settings: Settings) -> None:
             dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),  # as gunicorn listens on ::
         ).close()
     except OSError as error:
-        raise click.ClickException(_cannot_listen(settings.address, error)) from None
+        return error
+    return None
 
 
-def _cannot_listen(address: str, error: OSError) -> str:
-    why = str(error.strerror).partition(" (while ")[0]  # Python repeats the address there
-    used = error.errno == errno.EADDRINUSE
-    fix = "Stop the program that does, or set PORT." if used else "Set another HOST or PORT."
-    return f"cannot listen on {address} ({why}). {fix}"
+def _refuse_a_used_port(settings: Settings) -> None:
+    if error := _error_of_listening(settings):
+        why = str(error.strerror).partition(" (while ")[0]  # Python repeats the address there
+        used = error.errno == errno.EADDRINUSE
+        raise click.ClickException(
+            f"cannot listen on {settings.address} ({why}). "
+            + ("Stop the program that does, or set PORT." if used else "Set another HOST or PORT.")
+        )

@@ -1,9 +1,13 @@
-"""Trying again, and saying now and then what for."""
+"""Trying again, and telling now and then what for, or how far long work is."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 
 LONGEST_PAUSE_SECONDS = 5
+TELL_EVERY_SECONDS = 5
 
 
 def tries(seconds: float, pause: float) -> Iterator[float]:
@@ -39,3 +43,31 @@ def at_most_every(seconds: float, say: Callable[[str], object]) -> Callable[[str
             say(words)
 
     return report
+
+
+@contextmanager
+def telling(what: str) -> Iterator[Callable[[str], None]]:
+    """Tell on stderr what is going on, every few seconds for as long as the block runs.
+
+    with telling("judging 549 revisions") as tell:
+        …
+        tell("judging 549 revisions: 120 done")
+    """
+    words = what
+    is_over = Event()
+
+    def tell(new_words: str) -> None:
+        nonlocal words
+        words = new_words
+
+    def talk() -> None:
+        while not is_over.wait(TELL_EVERY_SECONDS):
+            print(words, file=sys.stderr, flush=True)
+
+    talker = Thread(target=talk, daemon=True)
+    talker.start()
+    try:
+        yield tell
+    finally:
+        is_over.set()
+        talker.join()

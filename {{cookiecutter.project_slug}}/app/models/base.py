@@ -77,7 +77,7 @@ class Base(Timestamps, DeclarativeBase):
 
 @event.listens_for(Table, "after_parent_attach")
 def _refuse_unknown_values(table: Table, metadata: MetaData) -> None:
-    """Let no column of ours take text that is not in its enum: no row with it could be read."""
+    """Make enum columns refuse text that is not in their enum: no row with it could be read."""
     for column in table.columns if metadata is Base.metadata else ():
         kind = column.type
         kind = kind.item_type if isinstance(kind, ARRAY) else kind

@@ -5,15 +5,13 @@ difference stays unseen; what it does when the new revisions run; and what is th
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pprint import pformat
 from typing import Any
 
-import alembic.op
 import click
-import sqlalchemy
 import structlog
 from alembic import context
 from alembic.autogenerate import produce_migrations
@@ -31,6 +29,7 @@ from app.core.migrations import (
     model_checks,
     ownership,
     reversible,
+    revision_text,
     safe_operations,
     server_defaults,
     types,
@@ -44,6 +43,7 @@ from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import CannotJudge, dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
 from app.core.safety.offline import enum_labels
+from app.core.waiting import telling
 from app.models import db
 
 log = structlog.get_logger("migrations")
@@ -105,6 +105,12 @@ class Autogenerate:
         except SQLAlchemyError as error:
             raise CommandError(f"The models cannot be built: {reason(error)}") from None
 
+    @cached_property
+    def faultless(self) -> bool:
+        """True, or the refusal of what no comparison can do anything with: looked at once."""
+        model_checks.refuse_faults()
+        return True
+
     def both(self, column: Column[Any]) -> tuple[Any, Any]:
         """A model's column as the server would have it, and as it has it now; None for neither."""
         models, database = self.catalogs
@@ -124,7 +130,7 @@ class Autogenerate:
 
     def is_ours(self, item: Any, name: str, kind: str, reflected: bool, model: Any) -> bool:
         """False for what no model has and no revision of ours made, and for what was let go."""
-        model_checks.refuse_faults()
+        assert self.faultless
         if not reflected:
             return not model_checks.is_view(item) and not self._has_another_name(item, name)
         if model is not None:
@@ -269,7 +275,7 @@ class Autogenerate:
     ) -> tuple[list[list[Hazard]], list[Difference], list[tuple[Hazard, Any]]]:
         """What the server says of each part, and what differs after all of them."""
         models, _ = self.catalogs
-        with dry_run(self.settings) as run:
+        with dry_run(self.settings) as run, telling("trying the change in a dry run"):
             try:
                 run.start(before, at_current=True)
             except CannotJudge as error:
@@ -277,8 +283,7 @@ class Autogenerate:
             removed = [*model_checks.removed_enum_values(enum_labels(before))]
             parts = []
             for _, operations in steps.revisions():
-                works = (_running(migration, each) for each in operations)
-                observed = run.observe(works)
+                observed = run.observe(revision_text.running(migration, operations))
                 parts.append(checks.hazards(observed))
                 # Where something failed, what is missing after it is no second finding.
                 if observed.failures:
@@ -294,11 +299,6 @@ def _connection(migration: MigrationContext) -> Connection:
 
 def _was_let_go(hazard: Hazard, unused: set[str]) -> bool:
     return hazard.name in ("column-drop", "table-drop") and hazard.where in unused
-
-
-def _running(migration: MigrationContext, operation: Any) -> Callable[[], object]:
-    code = reversible.source(migration, operation)
-    return lambda: exec(code, {"op": alembic.op, "sa": sqlalchemy})
 
 
 def _facts(

@@ -14,6 +14,7 @@ from app.core.safety import catalog
 from app.core.safety.catalog import Catalog
 from app.core.safety.dry_run import dry_run
 from app.core.safety.hazards import HAZARDS, Hazard
+from app.core.waiting import telling
 from app.models import Base, db
 
 
@@ -33,7 +34,7 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     """What the models would build, in a schema that is rolled back, and what SCHEMA holds now."""
     refuse_faults()
     tables = [table for table in db.metadata.tables.values() if not is_view(table)]
-    with dry_run(settings) as run:
+    with dry_run(settings) as run, telling("building the models in a dry run"):
         db.metadata.create_all(run.connection, tables, checkfirst=False)
         return (
             catalog.read(run.connection, run.schema),

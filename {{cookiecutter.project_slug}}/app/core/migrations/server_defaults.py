@@ -1,5 +1,6 @@
 """Compares server defaults as the server spells them; Alembic compares two texts."""
 
+from contextlib import suppress
 from typing import Any
 
 from alembic.runtime.plugins import Plugin
@@ -28,7 +29,9 @@ def compare(
     return PriorityDispatchResult.STOP
 
 
-# Alembic has one list of plugins for all of a process.
-Plugin(PLUGIN).add_autogenerate_comparator(
-    compare, "column", "server_default", priority=DispatchPriority.FIRST
-)
+# Alembic keeps one list of plugins for all of a process, and refuses a name that it has: a worker
+# of development imports this again when it reloads.
+with suppress(ValueError):
+    Plugin(PLUGIN).add_autogenerate_comparator(
+        compare, "column", "server_default", priority=DispatchPriority.FIRST
+    )

@@ -6,11 +6,11 @@ The server's spelling makes two definitions comparable, whoever wrote them.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, text
 
-ANYBODYS = "NOT (n.nspname LIKE 'pg\\_%' OR n.nspname = 'information_schema')"
 # Of one schema, left by a CREATE INDEX CONCURRENTLY that did not end, and not being built now.
 INVALID_INDEXES = (
     "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
@@ -63,6 +63,9 @@ class EnumType(NamedTuple):
     labels: tuple[str, ...]
 
 
+Part = TypeVar("Part", Constraint, Index)
+
+
 @dataclass
 class Catalog:
     """All by object id, which a rename does not change; columns by their table's id and number."""
@@ -76,11 +79,8 @@ class Catalog:
 
     def table_id(self, name: str, *schemas: str) -> int | None:
         """The table of that name in the first of the schemas that has one."""
-        for schema in schemas:
-            for oid, table in self.tables.items():
-                if table == (schema, name):
-                    return oid
-        return None
+        found = (self._ids.get(Table(schema, name)) for schema in schemas)
+        return next((oid for oid in found if oid is not None), None)
 
     def columns_of(self, table: int | None) -> dict[str, Column]:
         """The columns of a table by name."""
@@ -89,7 +89,7 @@ class Catalog:
 
     def constraints_of(self, table: int | None) -> list[Constraint]:
         """The constraints of a table."""
-        return [item for item in self.constraints.values() if item.table == table]
+        return self._constraints_by_table.get(table, [])
 
     def primary_key_of(self, table: int | None) -> str:
         """The definition of a table's primary key, empty without one."""
@@ -133,30 +133,29 @@ class Catalog:
 
     def indexes_of(self, table: int | None) -> list[Index]:
         """The indexes of a table that back no constraint."""
-        return [item for item in self.indexes.values() if item.table == table]
+        return self._indexes_by_table.get(table, [])
+
+    @cached_property
+    def _ids(self) -> dict[Table, int]:
+        return {table: oid for oid, table in self.tables.items()}
+
+    @cached_property
+    def _constraints_by_table(self) -> dict[int | None, list[Constraint]]:
+        return _by_table(self.constraints.values())
+
+    @cached_property
+    def _indexes_by_table(self) -> dict[int | None, list[Index]]:
+        return _by_table(self.indexes.values())
 
 
-def read(
-    connection: Connection,
-    *schemas: str,
-    others: bool = False,
-    tables: Iterable[int] | None = None,
-) -> Catalog:
-    """Read the catalog of these schemas; with `others` the rest of the database, too.
-
-    With `tables` no more than what it says of these.
-
-    Definitions come from these schemas alone: what somebody drops elsewhere at this moment has
-    none any more, and the server would stop with an error.
-    """
-    ours = "n.nspname = ANY(:schemas)"
-    where = ANYBODYS if others else ours
+def read(connection: Connection, *schemas: str, tables: Iterable[int] | None = None) -> Catalog:
+    """Read the catalog of these schemas, or no more than what it says of `tables`."""
     parameters = {"schemas": list(schemas), "tables": list(tables or [])}
 
     def rows(query: str, table: str = "") -> list[tuple]:  # type: ignore[type-arg]
         chosen = f" AND {table} = ANY(:tables)" if table and tables is not None else ""
-        found = connection.execute(text(f"{query} {where}{chosen}"), parameters)
-        return [tuple(row) for row in found]
+        ours = text(f"{query} n.nspname = ANY(:schemas){chosen}")
+        return [tuple(row) for row in connection.execute(ours, parameters)]
 
     columns: dict[int, dict[int, Column]] = {}
     for table, number, name, type_, required, default, *letters in rows(
@@ -165,9 +164,7 @@ def read(
         " (SELECT ' COLLATE ' || l.collname FROM pg_collation l JOIN pg_type t"
         " ON t.oid = a.atttypid WHERE l.oid = a.attcollation"
         " AND a.attcollation <> t.typcollation)),"
-        " a.attnotnull, CASE WHEN d.adbin IS NULL THEN NULL"
-        f" WHEN {ours} THEN pg_get_expr(d.adbin, d.adrelid) ELSE '' END,"
-        " a.attidentity, a.attgenerated"
+        " a.attnotnull, pg_get_expr(d.adbin, d.adrelid), a.attidentity, a.attgenerated"
         " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid"
         " JOIN pg_namespace n ON n.oid = c.relnamespace"
         " LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum)"
@@ -194,7 +191,7 @@ def read(
             oid: Constraint(table, name, kind, valid, _plain(definition).removesuffix(" NOT VALID"))
             for oid, table, name, kind, valid, definition in rows(
                 "SELECT k.oid, k.conrelid, k.conname, k.contype, k.convalidated,"
-                f" CASE WHEN {ours} THEN pg_get_constraintdef(k.oid) END FROM pg_constraint k"
+                " pg_get_constraintdef(k.oid) FROM pg_constraint k"
                 " JOIN pg_namespace n ON n.oid = k.connamespace"
                 " WHERE k.conrelid <> 0 AND k.contype IN ('p', 'u', 'f', 'c', 'x') AND",
                 "k.conrelid",
@@ -204,7 +201,7 @@ def read(
             oid: Index(table, name, re.sub(r" INDEX \S+ ON ", " INDEX ON ", _plain(definition)))
             for oid, table, name, definition in rows(
                 "SELECT i.indexrelid, i.indrelid, c.relname,"
-                f" CASE WHEN {ours} THEN pg_get_indexdef(i.indexrelid) END"
+                " pg_get_indexdef(i.indexrelid)"
                 " FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
                 " JOIN pg_namespace n ON n.oid = c.relnamespace"
                 " WHERE NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conindid = i.indexrelid"
@@ -221,6 +218,13 @@ def read(
             )
         },
     )
+
+
+def _by_table(items: Iterable[Part]) -> dict[int | None, list[Part]]:
+    found: dict[int | None, list[Part]] = {}
+    for item in items:
+        found.setdefault(item.table, []).append(item)
+    return found
 
 
 def _plain(definition: str | None) -> str:

@@ -26,6 +26,10 @@ VACUUM = re.compile(
     rf"\s*vacuum\b\s*(?:\([^)]*\))?(?:\s*\b(?:full|freeze|verbose|analyze)\b)*\s*{NAME}",
     re.IGNORECASE,
 )
+NEEDS_TRANSACTION = re.compile(
+    r"\s*(savepoint|release|rollback\s+to|lock|declare\b(?!.*\bwith\s+hold))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 KIND = "SELECT relkind FROM pg_class WHERE oid = to_regclass(%s)"
 HAS_DEFAULT_PARTITION = (
     "SELECT 1 FROM pg_partitioned_table WHERE partrelid = to_regclass(%s) AND partdefid <> 0"
@@ -52,6 +56,14 @@ def refuse_what_the_server_refuses(server: Cursor[Any], command: str) -> None:
     if (found := DETACH.search(command)) and _answer(server, HAS_DEFAULT_PARTITION, found):
         raise errors.ObjectNotInPrerequisiteState(
             "cannot detach partitions concurrently when a default partition exists"
+        )
+
+
+def refuse_outside_of_a_transaction(commands: list[str]) -> None:
+    """Raise the server's error for what it takes only in a transaction, as a dry run is one."""
+    if len(commands) == 1 and (found := NEEDS_TRANSACTION.match(commands[0])):
+        raise errors.NoActiveSqlTransaction(
+            f"{found[1].upper()} can only be used in transaction blocks"
         )
 
 

@@ -32,7 +32,8 @@ from app.core.safety.objects import Object
 from app.core.safety.proxies import proxies
 from app.core.safety.scratch import Scratch
 from app.core.safety.statements import ALONE, CONCURRENTLY, TRANSACTION, Statement
-from app.core.sql import split
+from app.core.sql import NAME, split
+from app.core.waiting import telling
 from app.models import db
 
 MESSAGES = {
@@ -52,6 +53,12 @@ SETTINGS = (
     "session_authorization",
     "session_replication_role",
 )
+# The bulk of all statements; the server need not be asked whether they changed one.
+KEEPS_SETTINGS = re.compile(
+    r"\s*((create|alter|drop)\s+(unlogged\s+|unique\s+)?(table|index)|comment)\b"
+    r"(?!.*\b(select|execute|values)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 READ_SETTINGS = "SELECT " + ", ".join(f"current_setting('{name}', true)" for name in SETTINGS)
 # What ALTER ROLE … SET and ALTER DATABASE … SET leave behind.
 READ_DEFAULTS = (
@@ -63,9 +70,19 @@ OTHER_SCHEMAS = (
     f" ('information_schema', '{extensions.SCHEMA}')"
     " AND NOT EXISTS (SELECT FROM pg_extension e WHERE e.extnamespace = n.oid)"
 )
-INITIALLY_DEFERRED = (
-    "SELECT DISTINCT quote_ident(conname) FROM pg_constraint"
-    " WHERE condeferred AND connamespace = to_regnamespace(%s)"
+DEFERRABLE = (
+    "SELECT string_agg(quote_ident(conname), ', '),"
+    " string_agg(quote_ident(conname), ', ') FILTER (WHERE condeferred)"
+    " FROM pg_constraint WHERE condeferrable AND connamespace = to_regnamespace(%s)"
+)
+VERSION_TABLE = "CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY)"
+ADD_VALUE = re.compile(
+    r"\s*alter\s+type\b.*\badd\s+value\s+(?:if\s+not\s+exists\s+)?'((?:[^']|'')*)'",
+    re.IGNORECASE | re.DOTALL,
+)
+DROPPED_AT_COMMIT = re.compile(
+    rf"\s*create\s+temp(?:orary)?\s+table\s+(?:if\s+not\s+exists\s+)?{NAME}.*\bon\s+commit\s+drop",
+    re.IGNORECASE | re.DOTALL,
 )
 
 ONLY_VALIDATES = re.compile(
@@ -158,7 +175,12 @@ class DryRun:
         self._known: tuple[Catalog, dict[int, Object]] | None = None
         # The tables that this transaction of the revision changed.
         self._changed: set[int] = set()
+        self._temporary: set[str] = set()
+        # Values of enums that this transaction, or one before it, added.
+        self._new_values: set[str] = set()
+        self._old_values: set[str] = set()
         self._settings: tuple[Any, ...] = ()
+        self._defaults = self._read_defaults()
         driver.add_notice_handler(
             lambda notice: self._messages.append(notice.message_primary or "")
         )
@@ -198,19 +220,27 @@ class DryRun:
         `script` is its file, where it has one already.
         """
         self._metadata = history.metadata_of(script)
+        works = [*works]
+        observed = self._observe([lambda: [work() for work in works]])
+        if len(works) > 1 and any(isinstance(each, DBAPIError) for each in observed.failures):
+            # It was rolled back. Now each part alone, to hear of all that fail.
+            observed = self._observe(works)
+        return observed
+
+    def _observe(self, works: Iterable[Work]) -> Observed:
         self._known = self._known or self._read()
         before, things = self._known
         existing = {each.name for each in before.tables.values()}
         self.observed = Observed(before, before, things, things, self.scratch.plain, existing)
         self._latest = before
         self._changed = set()
-        defaults = self._read_defaults()
         for work in works:
             if error := self._run(work):
                 self.observed.failures.append(error)
                 if not isinstance(error, DBAPIError):
                     break
-        self._note_defaults(defaults)
+        if not all(KEEPS_SETTINGS.match(each.text) for each in self.observed.statements):
+            self._note_defaults()
         self._reset_settings()
         if any(_misses_an_extension(each) for each in self.observed.failures):
             self.observed.hint = extensions.out_of_sight(self.connection)
@@ -253,13 +283,18 @@ class DryRun:
 
     def _build_anew(self, scripts: Iterable[Script]) -> None:
         self.scratch.from_nothing = True
-        for script in scripts:
-            self._metadata = history.metadata_of(script)
-            with self._operations():
-                script.module.upgrade()
-            self._end_transaction()
-            self._reset_settings()
-        self.scratch.from_nothing = False
+        # Of a type that a savepoint made, the server lets nobody use a new value, as in an upgrade.
+        self._server.execute("SAVEPOINT history")
+        self._server.execute(VERSION_TABLE)
+        scripts = [*scripts]
+        with telling(f"replaying {len(scripts)} revisions") as tell:
+            for done, script in enumerate(scripts):
+                tell(f"replaying {len(scripts)} revisions: {done} done")
+                self._metadata = history.metadata_of(script)
+                with self._operations():
+                    script.module.upgrade()
+                self._end_transaction()
+                self._reset_settings()
 
     def _run(self, work: Work) -> BaseException | None:
         """Run a part of a revision; what failed as a statement leaves nothing behind."""
@@ -340,16 +375,24 @@ class DryRun:
                 self._autocommit = True
                 yield
             self._autocommit = False
+            self._end_transaction()
             migration._transaction = self.connection.begin()
 
         return autocommit_block
 
     def _end_transaction(self) -> None:
-        """Do what the server does at COMMIT: check the constraints that waited for it."""
+        """Do what the server does at COMMIT: check constraints that wait, drop what goes then."""
         self._changed.clear()
-        self._server.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        for (name,) in self._server.execute(INITIALLY_DEFERRED, [self.schema]).fetchall():
-            self._server.execute(f"SET CONSTRAINTS {name} DEFERRED")
+        self._old_values |= self._new_values
+        self._new_values.clear()
+        row = self._server.execute(DEFERRABLE, [self.schema]).fetchone()
+        deferrable, deferred = row or ("", "")
+        if deferrable:
+            self._server.execute(f"SET CONSTRAINTS {deferrable} IMMEDIATE")
+        if deferred:
+            self._server.execute(f"SET CONSTRAINTS {deferred} DEFERRED")
+        while self._temporary:
+            self._server.execute(f"DROP TABLE IF EXISTS pg_temp.{self._temporary.pop()}")
         self._messages.clear()
 
     def _cursor_class(run) -> type[Cursor[Any]]:  # noqa: N805 - the cursor has a self, too
@@ -358,7 +401,7 @@ class DryRun:
                 if not run._running:
                     return super().execute(query, params, **options)
                 words = _as_string(query, self)
-                run._before_statement()
+                run._before_statement(words)
                 values = run.scratch.translated_values(words, params)
                 with run._one_statement():
                     super().execute(run._runnable(words), values, **options)
@@ -369,23 +412,31 @@ class DryRun:
                 if not run._running:
                     super().executemany(query, params_seq, **options)
                     return
-                run._before_statement()
+                words = _as_string(query, self)
+                run._before_statement(words)
                 with run._one_statement():
-                    words = run._runnable(_as_string(query, self))
-                    super().executemany(words, params_seq, **options)
+                    super().executemany(run._runnable(words), params_seq, **options)
                 run._after_statement(self)
 
         return Listening
 
     @contextmanager
     def _one_statement(self) -> Iterator[None]:
-        """Outside of a transaction a statement that fails takes nothing else along."""
-        if not self._autocommit:
+        """Outside of a transaction a statement that fails takes nothing else along.
+
+        Nor does one that uses a value of an enum which an earlier revision added: to the server
+        all of a dry run is one transaction, and too early for that.
+        """
+        if not self._autocommit and not self._old_values:
             yield
             return
         self._server.execute("SAVEPOINT one_statement")
         try:
             yield
+        except errors.UnsafeNewEnumValueUsage as error:
+            self._server.execute("ROLLBACK TO SAVEPOINT one_statement")
+            if not any(f'"{value}"' in str(error) for value in self._old_values - self._new_values):
+                raise
         except errors.Error:
             self._server.execute("ROLLBACK TO SAVEPOINT one_statement")
             raise
@@ -399,6 +450,11 @@ class DryRun:
             alone = self._autocommit and len(commands) == 1
             self.observed.statements += [Statement(each, alone) for each in commands]
             self._messages.clear()
+        self._new_values |= {found[1] for each in commands if (found := ADD_VALUE.match(each))}
+        temporary = (DROPPED_AT_COMMIT.match(each) for each in commands)
+        self._temporary |= {found[2] or found[1] for found in temporary if found}
+        if self._autocommit:
+            concurrently.refuse_outside_of_a_transaction(commands)
         translated = self.scratch.translated(words)
         if not any(
             TRANSACTION.match(each) or ALONE.match(each) or CONCURRENTLY.search(each)
@@ -418,9 +474,10 @@ class DryRun:
                 runnable.append(each)
         return "; ".join(runnable) or "SELECT 1"
 
-    def _before_statement(self) -> None:
+    def _before_statement(self, words: str) -> None:
         if self._listening:
-            self._settings = self._read_settings()
+            harmless = all(KEEPS_SETTINGS.match(each) for each in split(words))
+            self._settings = () if harmless else self._read_settings()
 
     def _after_statement(self, cursor: Cursor[Any]) -> None:
         if not self._listening:
@@ -477,6 +534,8 @@ class DryRun:
         return {oid for oid, table in self._latest.tables.items() if table.name in words}
 
     def _note_settings(self) -> None:
+        if not self._settings:
+            return
         for name, old, new in zip(SETTINGS, self._settings, self._read_settings(), strict=True):
             if old != new:
                 change = self.scratch.plain(f" from {old or 'nothing'} to {new or 'nothing'}")
@@ -487,8 +546,9 @@ class DryRun:
             return self._settings
         return self._server.execute(READ_SETTINGS).fetchone() or ()
 
-    def _note_defaults(self, before: set[tuple[str, str]]) -> None:
-        for role, setting in self._read_defaults() - before:
+    def _note_defaults(self) -> None:
+        before, self._defaults = self._defaults, self._read_defaults()
+        for role, setting in self._defaults - before:
             name = setting.split("=")[0]
             if name in SETTINGS:
                 self.observed.settings[name] = f" for {role}, for good"

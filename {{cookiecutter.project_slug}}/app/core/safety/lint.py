@@ -5,9 +5,11 @@ opinion.
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, redirect_stdout
+from functools import lru_cache
 from pathlib import Path
 
 from alembic.script import Script, ScriptDirectory
@@ -21,9 +23,11 @@ from app.core.safety import checks, offline, squawk, statements
 from app.core.safety.dry_run import CannotJudge, DryRun, Observed, dry_run
 from app.core.safety.hazards import Hazard, without_acknowledged
 from app.core.safety.report import Report, Verdict
+from app.core.waiting import telling
 
 # So many revisions before one are asked which columns they added.
 LATELY = 3
+ADDS = re.compile(r"\badd(_column)?\b", re.IGNORECASE)
 
 
 def judge_pending(settings: Settings, wanted: str | None) -> Report:
@@ -82,7 +86,9 @@ def _judge_all(
             run.start(before, at_current=tips == current)
         except CannotJudge as error:
             run, trouble = None, str(error)
+        tell = stack.enter_context(telling(f"judging {len(after)} revisions"))
         for number, each in enumerate(after, start=first):
+            tell(f"judging {len(after)} revisions: {number - first} done")
             verdict = _judge_one(each, run, trouble, _added_lately(everything[:number]))
             if verdict.not_judged and run is not None and not verdict.needs_rows:
                 run, trouble = None, f"the revision before it could not be judged ({each.revision})"
@@ -130,8 +136,15 @@ def _take_failures(verdict: Verdict, observed: Observed) -> None:
 
 def _added_lately(earlier: list[Script]) -> set[str]:
     """The columns of the last revisions: no row has a value there before somebody fills it."""
-    found = (statements.added_columns(offline.statements(each)) for each in earlier[-LATELY:])
-    return {name for names in found for name in names}
+    return {name for each in earlier[-LATELY:] for name in _added_by(each)}
+
+
+@lru_cache(LATELY)
+def _added_by(script: Script) -> set[str]:
+    # A first revision may make hundreds of tables: not run for nothing.
+    if not ADDS.search(Path(script.path).read_text("utf-8")):
+        return set()
+    return statements.added_columns(offline.statements(script))
 
 
 def _apply_acknowledgements(verdict: Verdict, script: Script, unused: set[str]) -> None:

@@ -28,7 +28,7 @@ class Scratch:
         self.names = {real: own}
         self.others = others
         self.copy = copy
-        # True while a history is built anew, which makes its other schemas itself.
+        # True where a history is built anew, which makes its other schemas itself.
         self.from_nothing = False
 
     def translated(self, sql: str) -> str:
@@ -85,6 +85,8 @@ class Scratch:
 
     def _stand_in(self, piece: str, said: str) -> str:
         name = unquoted(piece)
+        if name in ("if", "authorization"):
+            return piece
         if name not in self.names and (name in self.others or CREATES.search(said)):
             new = f"{self.own}_{len(self.names)}"
             if not (self.from_nothing and CREATES.search(said)) and name in self.others:

@@ -1,6 +1,7 @@
 """squawk's opinion where it is installed; only what our own judgement does not cover."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from app.core.safety.statements import Statement
 
 # squawk's rules that need no knowledge of the database, and which of ours cover them.
 ALWAYS = {"ban-truncate-cascade": "truncate", "ban-drop-database": "database-drop"}
+WORDS_OF_ALWAYS = re.compile(r"\b(truncate|database)\b", re.IGNORECASE)
 WITHOUT_DRY_RUN = ALWAYS | {
     "ban-drop-column": "column-drop",
     "ban-drop-table": "table-drop",
@@ -31,6 +33,8 @@ def findings(statements: list[Statement], verdict: Verdict) -> list[Hazard]:
     if program is None or not statements:
         return []
     script = ";\n".join(each.text for each in statements) + ";\n"
+    if verdict.not_judged is None and not WORDS_OF_ALWAYS.search(script):
+        return []
     result = subprocess.run(
         [program, "--reporter", "json"],
         input=script,

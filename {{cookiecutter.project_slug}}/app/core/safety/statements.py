@@ -28,11 +28,6 @@ ALONE = re.compile(
     r"|reindex\s+(\([^)]*\)\s*)?(database|system|schema))\b",
     re.IGNORECASE,
 )
-# They need a transaction, and there is none in an autocommit_block().
-NEEDS_TRANSACTION = re.compile(
-    r"\s*(savepoint|release|rollback\s+to|lock|declare\b(?!.*\bwith\s+hold))\b",
-    re.IGNORECASE | re.DOTALL,
-)
 TRUNCATE = re.compile(
     r"(?:^|;|\bbegin\b|\bthen\b|')\s*truncate\s+(?:table\s+)?([^;]+)", re.IGNORECASE
 )
@@ -46,9 +41,6 @@ ADD_COLUMN = re.compile(
     rf"\balter\s+table\s+(?:if\s+exists\s+)?(?:only\s+)?{NAME}\s+add\s+"
     r'(?:column\s+)?(?:if\s+not\s+exists\s+)?("[^"]+"|\w+)',
     re.IGNORECASE,
-)
-ADD_VALUE = re.compile(
-    r"\balter\s+type\b[^;]*\badd\s+value\s+(?:if\s+not\s+exists\s+)?'((?:[^']|'')*)'", re.IGNORECASE
 )
 
 
@@ -113,8 +105,6 @@ def hazards(
         elif alone and (statement.is_block or not statement.autocommit):
             beginning = " ".join(statement.text.split()[:5])
             yield Hazard("concurrently-in-transaction", detail=f"{beginning} …")
-        if statement.autocommit and NEEDS_TRANSACTION.match(words):
-            yield Hazard("fails", detail=f"{words.split()[0].upper()} needs a transaction")
         for hazard in [*_on_all_rows(words, beside_ddl, new_columns), *_on_whole_tables(words)]:
             if existing is None or not hazard.table or hazard.table in existing:
                 yield hazard
@@ -122,7 +112,6 @@ def hazards(
             yield Hazard("schema-drop", item=named(found))
         if setting := ALTER_SYSTEM.match(words):
             yield Hazard("run-setting", item=setting[1], detail=" of the whole server")
-    yield from _new_values_in_use(ran)
     if not any(CONCURRENTLY.search(each.words) for each in ran):
         for statement in ran:
             if TRANSACTION.match(statement.text):
@@ -151,21 +140,6 @@ def _on_whole_tables(words: str) -> Iterator[Hazard]:
         last_name = re.search(rf"{NAME}\s*(?:using\b.*)?$", words, re.IGNORECASE)
         table = named(last_name) if last_name else ""
         yield Hazard("table-rewrite", "" if table in ("full", "cluster", "vacuum") else table)
-
-
-def _new_values_in_use(ran: list[Statement]) -> Iterator[Hazard]:
-    """In a dry run the types are new, and so the server allows there what it refuses later."""
-    added: set[str] = set()
-    for statement in ran:
-        if statement.autocommit:
-            added.clear()
-            continue
-        values = ADD_VALUE.findall(statement.text)
-        for value in added - {*values}:
-            if f"'{value}'" in statement.text:
-                detail = f"unsafe use of the new enum value '{value}': it must be committed first"
-                yield Hazard("fails", detail=detail)
-        added.update(values)
 
 
 def _without_inner_comments(block: str) -> str:
