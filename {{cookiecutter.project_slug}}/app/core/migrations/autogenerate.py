@@ -370,11 +370,10 @@ def _acknowledged_on_the_command_line(hazards: list[Hazard]) -> dict[str, str]:
             found[name] = reason
         else:
             needless.append(name)
-    if needless and (without_acknowledged(hazards, found) or not _are_hazards(needless)):
-        there = ", ".join(each.key for each in hazards) or "none"
-        raise CommandError(
-            f"--acknowledge {needless[0]}: the change has no such hazard, only: {there}"
-        )
+    left = without_acknowledged(hazards, found)
+    if needless and (left or not _are_hazards(needless)):
+        said = _refusal(left) if left else "No file was written."
+        raise CommandError(f"--acknowledge {needless[0]}: the change has no such hazard. {said}")
     for name in needless:
         log.info(f"--acknowledge {name} was not needed: the change has no such hazard")
     return found
