@@ -40,8 +40,9 @@ from app.core.migrations.safe_operations import Steps
 from app.core.rows import violation
 from app.core.safety import checks
 from app.core.safety.catalog import Catalog
-from app.core.safety.dry_run import CannotJudge, dry_run
+from app.core.safety.dry_run import dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
+from app.core.safety.observed import CannotJudge
 from app.core.safety.offline import enum_labels
 from app.core.waiting import telling
 from app.models import db
