@@ -6,7 +6,7 @@ from typing import Any
 
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Enum, Table
+from sqlalchemy import Enum, Table
 
 from app.config import Settings
 from app.core.migrations.safe_operations import Steps
@@ -59,14 +59,6 @@ def _faults(table: Table) -> Iterator[str]:
             f"  {_model(table)} has schema={table.schema!r}. The schema is a setting of the "
             "connection (SCHEMA), which serves all models: take it out of the model."
         )
-    for check in [*table.constraints, *(it for column in table.c for it in column.constraints)]:
-        if isinstance(check, CheckConstraint) and not isinstance(check.name, str):
-            words = str(check.sqltext)
-            yield (
-                f"  {_model(table)} has a CHECK without a name: {words}. Give it one, for what it "
-                f'says: CheckConstraint({words!r}, name="…"). In the database it will be '
-                f"ck_{table.name}_…"
-            )
     for column in table.columns:
         if isinstance(column.type, Enum) and column.type.native_enum and not column.type.name:
             yield (f'  {_model(table)}.{column.name} is an Enum without a name: Enum(…, name="…")')
