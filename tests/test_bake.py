@@ -27,16 +27,18 @@ app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
 app/core/migrations/looks.py app/core/migrations/model_checks.py app/core/migrations/naming.py
 app/core/migrations/offline.py app/core/migrations/ownership.py
-app/core/migrations/reversible.py app/core/migrations/safe_operations.py
-app/core/migrations/server_defaults.py app/core/migrations/template/alembic.ini.mako
-app/core/migrations/template/env.py app/core/migrations/template/script.py.mako
-app/core/migrations/types.py app/core/migrations/unseen.py
+app/core/migrations/reversible.py app/core/migrations/revision_text.py
+app/core/migrations/safe_operations.py app/core/migrations/server_defaults.py
+app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
+app/core/migrations/template/script.py.mako app/core/migrations/types.py
+app/core/migrations/unseen.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
-app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/objects.py
-app/core/safety/offline.py app/core/safety/proxies.py app/core/safety/report.py
-app/core/safety/scratch.py app/core/safety/squawk.py app/core/safety/statements.py
-app/core/safety/whole_tables.py
+app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/listener.py
+app/core/safety/objects.py app/core/safety/observed.py app/core/safety/offline.py
+app/core/safety/one_transaction.py app/core/safety/own_schema.py app/core/safety/proxies.py
+app/core/safety/report.py app/core/safety/run_settings.py app/core/safety/scratch.py
+app/core/safety/squawk.py app/core/safety/statements.py app/core/safety/whole_tables.py
 app/core/seeding/__init__.py app/core/seeding/cli.py app/core/seeding/planting.py
 app/core/seeding/removal.py app/core/seeding/seed.py app/core/seeding/stage.py
 app/core/seeding/values.py

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import text
-
 from app import create_app
 from app.config import ROOT, load_settings
 from app.core import history
 from app.core.database import direct_engine
 from app.models import Base, db
+from sqlalchemy import text
 
 # The structure of a schema as the server tells it, without what tells one schema from another.
 STRUCTURE = """
@@ -44,11 +43,11 @@ SELECT line FROM (
 """
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """What went wrong, for the test."""
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """`flask db migrate` refuses, and offers nothing that it would write."""
 
 
@@ -86,20 +85,25 @@ class Example:
 
     def become(self, models: str) -> None:
         Base.metadata.clear()
-        exec(models, {"sa": sqlalchemy, "postgresql": sqlalchemy.dialects.postgresql, "m": Base.metadata})
+        exec(
+            models,
+            {"sa": sqlalchemy, "postgresql": sqlalchemy.dialects.postgresql, "m": Base.metadata},
+        )
 
     def run(self, *words: str) -> tuple[int, str]:
         self.messages.said.clear()
         result = self.app.test_cli_runner().invoke(args=["db", *words])
         if result.exception and not isinstance(result.exception, SystemExit):
             trace = "".join(traceback.format_exception(result.exception))
-            raise Wrong(f"flask db {' '.join(words)}: {trace}")
+            raise WrongError(f"flask db {' '.join(words)}: {trace}")
         return result.exit_code, result.output + "\n".join(self.messages.said)
 
     def good(self, *words: str) -> str:
         code, said = self.run(*words)
         if code:
-            raise Wrong(f"flask db {' '.join(words)} exits with {code}:\n{said}\n{self.files()}")
+            raise WrongError(
+                f"flask db {' '.join(words)} exits with {code}:\n{said}\n{self.files()}"
+            )
         return said
 
     def migrate(self, message: str) -> list[str]:
@@ -113,15 +117,19 @@ class Example:
             offered = re.findall(r'--acknowledge "(.+)=the reason"$', said, re.MULTILINE)
             hazards = re.findall(r"^    Safe: ", said, re.MULTILINE)
             if not hazards or len(offered) < len(hazards):
-                raise Refused(said)
+                raise RefusedError(said)
             reasons += [part for key in offered for part in ("--acknowledge", f"{key}=a test")]
-        raise Wrong(f"refused again and again: {said}")
+        raise WrongError(f"refused again and again: {said}")
 
     def revisions(self) -> list[str]:
-        return sorted(each.name.split("_")[0] for each in (history.FOLDER / "versions").glob("*.py"))
+        return sorted(
+            each.name.split("_")[0] for each in (history.FOLDER / "versions").glob("*.py")
+        )
 
     def files(self) -> str:
-        return "\n".join(each.read_text() for each in sorted((history.FOLDER / "versions").glob("*.py")))
+        return "\n".join(
+            each.read_text() for each in sorted((history.FOLDER / "versions").glob("*.py"))
+        )
 
     def structure(self) -> list[str]:
         with self.engine.begin() as connection:
@@ -132,7 +140,7 @@ class Example:
     def equal(self, found: list[str], wanted: list[str], when: str) -> None:
         if found != wanted:
             more = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
-            raise Wrong(f"{when}: too much {more[0]}, missing {more[1]}\n{self.files()}")
+            raise WrongError(f"{when}: too much {more[0]}, missing {more[1]}\n{self.files()}")
 
     def there_and_back(self, models: list[str]) -> None:
         """Each change up, down and up again, revision by revision."""
@@ -155,7 +163,7 @@ class Example:
                 self.equal(self.structure(), state, "after upgrade, again")
             self.good("check")
             if self.migrate("nothing"):
-                raise Wrong(f"a second migrate writes something\n{self.files()}")
+                raise WrongError(f"a second migrate writes something\n{self.files()}")
 
 
 def answer(models: list[str], schema: str) -> dict[str, str]:
@@ -163,9 +171,9 @@ def answer(models: list[str], schema: str) -> dict[str, str]:
         example = Example(Path(folder) / "migrations", schema)
         try:
             example.there_and_back(models)
-        except Wrong as wrong:
+        except WrongError as wrong:
             return {"wrong": str(wrong)}
-        except Refused as refused:
+        except RefusedError as refused:
             return {"refused": str(refused)}
         except Exception:
             return {"wrong": traceback.format_exc()}
@@ -177,4 +185,8 @@ def answer(models: list[str], schema: str) -> dict[str, str]:
 if __name__ == "__main__":
     for number, line in enumerate(sys.stdin):
         given = json.loads(line)
-        print("\nANSWER " + json.dumps(answer(given["models"], given.get("schema") or f"written_{number}")), flush=True)
+        print(
+            "\nANSWER "
+            + json.dumps(answer(given["models"], given.get("schema") or f"written_{number}")),
+            flush=True,
+        )

@@ -40,8 +40,8 @@ WITH who AS (
     JOIN pg_class AS c ON c.oid = relation JOIN home ON home.oid = relnamespace
     WHERE refclassid IN ('pg_class'::regclass, 'pg_proc'::regclass)
 ), objects AS (
-    SELECT 'SCHEMA' AS kind, nspname AS name, quote_ident(nspname) AS path, nspowner AS owner,
-        ARRAY[]::name[] AS used_by,
+    SELECT 'SCHEMA' AS kind, home.oid, nspname AS name, quote_ident(nspname) AS path,
+        nspowner AS owner,
         ARRAY(
             SELECT each FROM unnest(ARRAY['USAGE', 'CREATE']) AS each
             WHERE NOT has_schema_privilege(who.oid, home.oid, each)
@@ -49,7 +49,7 @@ WITH who AS (
     FROM home, who
     UNION ALL
     SELECT CASE WHEN relkind IN ('v', 'm') THEN 'VIEW' ELSE 'TABLE' END,
-        relname, format('%I.%I', nspname, relname), relowner, ARRAY[relname],
+        c.oid, relname, format('%I.%I', nspname, relname), relowner,
         ARRAY(
             SELECT each FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS each
             WHERE NOT has_table_privilege(who.oid, c.oid, each) AND (
@@ -60,8 +60,7 @@ WITH who AS (
     FROM pg_class AS c JOIN home ON home.oid = relnamespace, who
     WHERE relkind IN ('r', 'p', 'f', 'v', 'm')
     UNION ALL
-    SELECT 'SEQUENCE', relname, format('%I.%I', nspname, relname), relowner,
-        ARRAY(SELECT relname FROM uses WHERE used = c.oid),
+    SELECT 'SEQUENCE', c.oid, relname, format('%I.%I', nspname, relname), relowner,
         ARRAY(
             SELECT each FROM unnest(ARRAY['USAGE', 'SELECT']) AS each
             WHERE NOT has_sequence_privilege(who.oid, c.oid, each)
@@ -69,13 +68,18 @@ WITH who AS (
     FROM pg_class AS c JOIN home ON home.oid = relnamespace, who
     WHERE relkind = 'S'
     UNION ALL
-    SELECT 'FUNCTION', proname,
+    SELECT 'FUNCTION', p.oid, proname,
         format('%I.%I(%s)', nspname, proname, pg_get_function_identity_arguments(p.oid)), proowner,
-        ARRAY(SELECT relname FROM uses WHERE used = p.oid), ARRAY['EXECUTE']
+        ARRAY['EXECUTE']
     FROM pg_proc AS p JOIN home ON home.oid = pronamespace, who
     WHERE prokind = 'f' AND NOT has_function_privilege(who.oid, p.oid, 'EXECUTE')
 )
-SELECT role, kind, name, path, used_by,
+SELECT role, kind, name, path,
+    CASE
+        WHEN kind IN ('TABLE', 'VIEW') THEN ARRAY[name]
+        WHEN lacks <> '{}' THEN ARRAY(SELECT relname FROM uses WHERE used = objects.oid)
+        ELSE '{}'
+    END AS used_by,
     quote_ident(pg_get_userbyid(
         CASE owner WHEN 'pg_database_owner'::regrole THEN datdba ELSE owner END
     )) AS owner,
@@ -92,7 +96,7 @@ class Object(NamedTuple):
     """A schema, table, view, sequence or function, and what a role lacks on it.
 
     `role`, `path` and `owner` are as SQL spells them. `used_by`: the tables that cannot do
-    without it. `is_ours`: this connection may give privileges on it.
+    without it, looked up if something lacks. `is_ours`: this connection may grant what it likes.
     """
 
     role: str
@@ -113,13 +117,15 @@ class Shortage:
 
     def __str__(self) -> str:
         objects = [each for group in self.missing.values() for each in group]
-        owners = {each.owner for each in objects}
-        who = f"{owners.pop()}, or as a superuser" if len(owners) == 1 else "a superuser"
+        owners = " and ".join(sorted({each.owner for each in objects}))
         lacks = "; ".join(
             f"{', '.join(privileges)} on {kind.lower()} {_paths(group)}"
             for (kind, privileges), group in self.missing.items()
         )
-        return f"Role {objects[0].role} lacks {lacks}. Run as {who}: {' '.join(self.statements())}"
+        return (
+            f"Role {objects[0].role} lacks {lacks}. "
+            f"Run as {owners}, or as a superuser: {' '.join(self.statements())}"
+        )
 
     def hides_the_revision(self) -> bool:
         """Whether the role cannot read which revision the schema is at."""
@@ -273,11 +279,12 @@ def _revocations(objects: Iterable[Object]) -> list[str]:
     """What takes away the privileges that a table got by default, and a model does not want."""
     found = []
     for each in objects:
-        if each.kind == "TABLE" and each.is_ours and each.owner != each.role:
-            stated = _stated(each.name) or ROWS
-            excess = [name for name in ROWS if name not in stated and name not in each.lacks]
-            if excess:
-                found.append(f"REVOKE {', '.join(excess)} ON {each.path} FROM {each.role}")
+        stated = _stated(each.name)
+        if stated is None or each.kind != "TABLE" or not each.is_ours or each.owner == each.role:
+            continue
+        excess = [name for name in ROWS if name not in stated and name not in each.lacks]
+        if excess:
+            found.append(f"REVOKE {', '.join(excess)} ON {each.path} FROM {each.role}")
     return found
 
 

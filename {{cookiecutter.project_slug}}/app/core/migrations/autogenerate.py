@@ -5,15 +5,13 @@ difference stays unseen; what it does when the new revisions run; and what is th
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pprint import pformat
 from typing import Any
 
-import alembic.op
 import click
-import sqlalchemy
 import structlog
 from alembic import context
 from alembic.autogenerate import produce_migrations
@@ -31,6 +29,7 @@ from app.core.migrations import (
     model_checks,
     ownership,
     reversible,
+    revision_text,
     safe_operations,
     server_defaults,
     types,
@@ -41,8 +40,9 @@ from app.core.migrations.safe_operations import Steps
 from app.core.rows import violation
 from app.core.safety import checks
 from app.core.safety.catalog import Catalog
-from app.core.safety.dry_run import CannotJudge, dry_run
+from app.core.safety.dry_run import dry_run
 from app.core.safety.hazards import HAZARDS, Hazard, unique, without_acknowledged
+from app.core.safety.observed import CannotJudge
 from app.core.safety.offline import enum_labels
 from app.core.waiting import telling
 from app.models import db
@@ -246,8 +246,14 @@ class Autogenerate:
 
         `hazards` are known already. What Alembic did not see is added to the steps, and judged too.
         """
+        # A column cannot leave a primary key before the key is another one.
+        keys = [
+            each
+            for each in between(*self.catalogs, self.settings.schema_name)
+            if each.kind == "p" and (each.table, None) not in steps.created
+        ]
+        unseen.write(steps, keys, _connection(migration))
         parts, left, removed = self._dry_run(steps, before, migration)
-        keys = [each for each in left if each.kind == "p"]
         if left and unseen.write(steps, left, _connection(migration)):
             parts, left, removed = self._dry_run(steps, before, migration)
         known = {each.where for part in parts for each in part}
@@ -278,8 +284,7 @@ class Autogenerate:
             removed = [*model_checks.removed_enum_values(enum_labels(before))]
             parts = []
             for _, operations in steps.revisions():
-                works = (_running(migration, each) for each in operations)
-                observed = run.observe(works)
+                observed = run.observe(revision_text.running(migration, operations))
                 parts.append(checks.hazards(observed))
                 # Where something failed, what is missing after it is no second finding.
                 if observed.failures:
@@ -295,11 +300,6 @@ def _connection(migration: MigrationContext) -> Connection:
 
 def _was_let_go(hazard: Hazard, unused: set[str]) -> bool:
     return hazard.name in ("column-drop", "table-drop") and hazard.where in unused
-
-
-def _running(migration: MigrationContext, operation: Any) -> Callable[[], object]:
-    code = reversible.source(migration, operation)
-    return lambda: exec(code, {"op": alembic.op, "sa": sqlalchemy})
 
 
 def _facts(
@@ -370,11 +370,10 @@ def _acknowledged_on_the_command_line(hazards: list[Hazard]) -> dict[str, str]:
             found[name] = reason
         else:
             needless.append(name)
-    if needless and (without_acknowledged(hazards, found) or not _are_hazards(needless)):
-        there = ", ".join(each.key for each in hazards) or "none"
-        raise CommandError(
-            f"--acknowledge {needless[0]}: the change has no such hazard, only: {there}"
-        )
+    left = without_acknowledged(hazards, found)
+    if needless and (left or not _are_hazards(needless)):
+        said = _refusal(left) if left else "No file was written."
+        raise CommandError(f"--acknowledge {needless[0]}: the change has no such hazard. {said}")
     for name in needless:
         log.info(f"--acknowledge {name} was not needed: the change has no such hazard")
     return found

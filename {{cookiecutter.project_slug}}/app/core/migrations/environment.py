@@ -171,16 +171,19 @@ def _bring_extensions_home(connection: Connection) -> None:
 
 
 def _create_schema(connection: Connection, schema: str) -> None:
-    # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the right to create even if it exists.
+    # Looked up first: CREATE SCHEMA IF NOT EXISTS needs the privilege even if the schema exists.
     if _schema_exists(connection, schema):
         return
     try:
         with connection.begin():
             connection.execute(CreateSchema(schema))
     except ProgrammingError as error:
+        with connection.begin():
+            role = connection.scalar(text("SELECT quote_ident(current_user)"))
         raise CommandError(
-            f"Schema {schema} does not exist, and this role may not create it ({reason(error)}). "
-            f"Somebody who may is to run: CREATE SCHEMA {quote(schema)} AUTHORIZATION the role"
+            f"Schema {schema} does not exist, and role {role} may not create it: {reason(error)}. "
+            "Run as the owner of the database, or as a superuser: "
+            f"CREATE SCHEMA {quote(schema)} AUTHORIZATION {role};"
         ) from None
 
 

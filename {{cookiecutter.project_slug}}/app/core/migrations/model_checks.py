@@ -71,8 +71,8 @@ def _faults(table: Table) -> Iterator[str]:
             f"  {_model(table)} has schema={table.schema!r}. The schema is a setting of the "
             "connection (SCHEMA), which serves all models: take it out of the model."
         )
-    for check in table.constraints:
-        if isinstance(check, CheckConstraint) and check.name is None:
+    for check in [*table.constraints, *(it for column in table.c for it in column.constraints)]:
+        if isinstance(check, CheckConstraint) and not isinstance(check.name, str):
             words = str(check.sqltext)
             yield (
                 f"  {_model(table)} has a CHECK without a name: {words}. Give it one, for what it "

@@ -118,11 +118,12 @@ def take_literally(operation: Any) -> None:
 
 
 def render_item(kind: str, item: Any, context: AutogenContext) -> Any:
-    """What Alembic does not spell as it is: server defaults, and types of the project's own."""
-    if kind == "type":
-        module = type(item).__module__
-        if not module.startswith("sqlalchemy."):
-            context.imports.add(f"import {module}")
+    """What Alembic does not spell as it is: the import of a type of the team's own, and defaults.
+
+    Of a default that is a string it would cut quotes at its ends.
+    """
+    if kind == "type" and type(item).__module__.split(".")[0] not in ("sqlalchemy", "alembic"):
+        context.imports.add(f"import {type(item).__module__}")
         return False
     if kind != "server_default" or not isinstance(item, DefaultClause):
         return False

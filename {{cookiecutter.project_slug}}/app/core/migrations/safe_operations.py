@@ -37,6 +37,8 @@ class Steps:
     indexes: list[Any] = field(default_factory=list)
     indexes_back: list[Any] = field(default_factory=list)
     validation: list[Any] = field(default_factory=list)
+    # What has to wait for the new primary key.
+    afterwards: list[Any] = field(default_factory=list)
     # What this change itself creates, and what it drops; a whole table stands as (table, None).
     created: set[tuple[str, str | None]] = field(default_factory=set)
     dropped: set[tuple[str, str | None]] = field(default_factory=set)
@@ -44,7 +46,8 @@ class Steps:
     def revisions(self) -> list[tuple[str, list[Any]]]:
         """What is not empty, with a word for the message; the looks come first of all."""
         block = [OutsideTransaction(self.indexes, self.indexes_back)] if self.indexes else []
-        found = [("", self.change), ("indexes", block), ("validate", self.validation)]
+        last = [*self.validation, *self.afterwards]
+        found = [("", self.change), ("indexes", block), ("validate", last)]
         parts = [(word, operations) for word, operations in found if operations]
         if parts:
             word, operations = parts[0]
@@ -325,6 +328,16 @@ def _columns_named(create: ops.CreateCheckConstraintOp, steps: Steps) -> list[st
 
 def _alter_column(steps: Steps, alter: ops.AlterColumnOp) -> None:
     rest = copy(alter)
+    if alter.modify_nullable and _is_in_primary_key(steps, alter):
+        rest.modify_nullable = None
+        freed = ops.AlterColumnOp(
+            alter.table_name,
+            alter.column_name,
+            existing_type=alter.modify_type or alter.existing_type,
+            existing_nullable=False,
+            modify_nullable=True,
+        )
+        steps.afterwards.append(freed)
     if alter.modify_nullable is False:
         rest.modify_nullable = None
         rest.existing_nullable = True
@@ -332,6 +345,12 @@ def _alter_column(steps: Steps, alter: ops.AlterColumnOp) -> None:
         steps.change += types.altered(rest)
     if alter.modify_nullable is False:
         _set_not_null(steps, alter)
+
+
+def _is_in_primary_key(steps: Steps, alter: ops.AlterColumnOp) -> bool:
+    table = steps.database.table_id(alter.table_name, steps.schema)
+    columns = steps.database.primary_key_of(table).removeprefix("PRIMARY KEY (").removesuffix(")")
+    return quote(alter.column_name) in columns.split(", ")
 
 
 def _set_not_null(steps: Steps, alter: ops.AlterColumnOp) -> None:

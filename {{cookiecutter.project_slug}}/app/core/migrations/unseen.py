@@ -7,6 +7,7 @@ from alembic.operations import ops
 from sqlalchemy import Connection, Constraint, Table
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import AddConstraint
+from sqlalchemy.sql.elements import conv
 
 from app.core.database import quote
 from app.core.migrations.differences import Difference
@@ -14,17 +15,19 @@ from app.core.migrations.reversible import ReversibleSQL
 from app.core.migrations.safe_operations import Steps
 from app.models import db
 
+DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+PREPARER = DIALECT.identifier_preparer
 # As the database spells them, without a schema.
 CONSTRAINT = (
     "SELECT pg_get_constraintdef(oid) FROM pg_constraint"
-    " WHERE conrelid = CAST(%s AS regclass) AND conname = %s"
+    " WHERE conrelid = to_regclass(%s) AND conname = %s"
 )
-INDEX = "SELECT pg_get_indexdef(CAST(%s AS regclass), 0, true)"
+INDEX = "SELECT pg_get_indexdef(to_regclass(%s), 0, true)"
 PRIMARY_KEY = (
     "SELECT k.conname, a.attname FROM pg_constraint k"
     " CROSS JOIN unnest(k.conkey) WITH ORDINALITY AS part (number, place)"
     " JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = part.number"
-    " WHERE k.contype = 'p' AND k.conrelid = CAST(%s AS regclass) ORDER BY part.place"
+    " WHERE k.contype = 'p' AND k.conrelid = to_regclass(%s) ORDER BY part.place"
 )
 
 
@@ -54,12 +57,16 @@ def _replace_constraint(
     was = connection.exec_driver_sql(CONSTRAINT, (quote(table.name), name)).scalar()
     if was:
         steps.change.append(ReversibleSQL(drop, f"{start} ADD CONSTRAINT {quote(name)} {was}"))
-    for each in table.constraints:
-        if each.name == name and difference.kind == "x":
+    for each in [*table.constraints, *(it for column in table.c for it in column.constraints)]:
+        if PREPARER.format_constraint(each) != quote(name):
+            continue
+        if difference.kind == "x":
             # Alembic's operation for it knows columns only, no expressions.
             steps.change.append(ReversibleSQL(_added(each), drop))
-        elif each.name == name:
-            steps.add([ops.AddConstraintOp.from_constraint(each)])
+        else:
+            add: Any = ops.AddConstraintOp.from_constraint(each)
+            add.constraint_name = conv(name)
+            steps.add([add])
 
 
 def _replace_index(
@@ -101,8 +108,7 @@ def _new_values(difference: Difference) -> Iterator[Any]:
 
 
 def _added(constraint: Constraint) -> str:
-    dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-    return str(AddConstraint(constraint, isolate_from_table=False).compile(dialect=dialect))
+    return str(AddConstraint(constraint, isolate_from_table=False).compile(dialect=DIALECT))
 
 
 def _literal(label: str) -> str:

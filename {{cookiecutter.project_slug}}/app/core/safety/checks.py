@@ -9,8 +9,8 @@ from psycopg import errors
 
 from app.core.safety import catalog, concurrently, statements
 from app.core.safety.catalog import Catalog
-from app.core.safety.dry_run import Heard, Observed
 from app.core.safety.hazards import Hazard, unique
+from app.core.safety.observed import Heard, Observed
 from app.core.sql import named, unquoted
 
 RETYPING = re.compile(r'ALTER TABLE ("[^"]+"|\w+) ALTER COLUMN ("[^"]+"|\w+) TYPE')
@@ -26,6 +26,7 @@ def hazards(observed: Observed, new_columns: Iterable[str] = ()) -> list[Hazard]
     """
     found = [hazard for each in observed.heard for hazard in _heard(each)]
     found += _failures(observed)
+    found += _of_other_owners(observed)
     found += _differences(observed.before, observed.after)
     found += _object_differences(observed, found)
     found += [
@@ -206,6 +207,14 @@ def _without_echoes(found: list[Hazard]) -> Iterator[Hazard]:
             words = ", and an INSERT of the code that still runs fails without it"
             each = replace(each, detail=words)
         yield each
+
+
+def _of_other_owners(observed: Observed) -> Iterator[Hazard]:
+    """The copy belongs to the role of migrations; the real tables need not."""
+    for oid, table in observed.before.tables.items():
+        changed = observed.before.only({oid}) != observed.after.only({oid})
+        if changed and table.name in observed.not_owned and "role" not in observed.settings:
+            yield Hazard("fails", detail=f"must be owner of table {table.name}")
 
 
 def _failures(observed: Observed) -> Iterator[Hazard]:

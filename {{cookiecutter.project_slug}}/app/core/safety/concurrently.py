@@ -5,7 +5,8 @@ from typing import Any
 
 from psycopg import Cursor, errors
 
-from app.core.sql import NAME, named
+from app.core.safety.statements import ALONE, CONCURRENTLY, TRANSACTION, Statement
+from app.core.sql import NAME, named, split
 
 WORD = re.compile(r"\bconcurrently\b", re.IGNORECASE)
 BUILD = re.compile(
@@ -36,7 +37,29 @@ HAS_DEFAULT_PARTITION = (
 )
 
 
-def refuse_what_the_server_refuses(server: Cursor[Any], command: str) -> None:
+def in_a_transaction(server: Cursor[Any], statement: str) -> Any:
+    """The statement without what would end a transaction, and without what runs in none."""
+    commands = split(statement)
+    if not any(
+        TRANSACTION.match(each) or ALONE.match(each) or CONCURRENTLY.search(each)
+        for each in commands
+    ):
+        return statement
+    runnable = []
+    for each in commands:
+        if TRANSACTION.match(each):
+            continue
+        if ALONE.match(each):
+            runnable += _checked_instead(each)
+        elif CONCURRENTLY.search(each) and not Statement(each, False).is_block:
+            _refuse_what_the_server_refuses(server, each)
+            runnable.append(WORD.sub("", each))
+        else:
+            runnable.append(each)
+    return "; ".join(runnable) or "SELECT 1"
+
+
+def _refuse_what_the_server_refuses(server: Cursor[Any], command: str) -> None:
     """Raise its error for a CONCURRENTLY that it takes only without that word."""
     if (found := BUILD.search(command)) and _answer(server, KIND, found) == "p":
         raise errors.FeatureNotSupported(
@@ -67,7 +90,7 @@ def refuse_outside_of_a_transaction(commands: list[str]) -> None:
         )
 
 
-def checked_instead(command: str) -> list[str]:
+def _checked_instead(command: str) -> list[str]:
     """What a transaction can run to see that the things exist which VACUUM names."""
     found = VACUUM.match(command)
     return [] if found is None else [f"SELECT '{_full_name(found)}'::regclass"]

@@ -83,7 +83,7 @@ HAZARDS = {
         "{where} is an exclusion constraint{detail}. It has no NOT VALID form: nobody reads or "
         "writes {table} while it is built.",
         "on a table that is or may become large: a new table that has it from the start, dual "
-        "write, backfill, switch. On a small one write it by hand and acknowledge it.",
+        "write, backfill, switch. On a small one acknowledge it, and it is written.",
     ),
     "enum-value-removed": (
         "{where} loses the value {detail}. Rows that have it can not be read any more.",

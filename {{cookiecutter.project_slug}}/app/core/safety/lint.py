@@ -20,8 +20,9 @@ from app.core import history
 from app.core.database import DatabaseUnavailable, connect_directly
 from app.core.database_errors import reason
 from app.core.safety import checks, offline, squawk, statements
-from app.core.safety.dry_run import CannotJudge, DryRun, Observed, dry_run
+from app.core.safety.dry_run import DryRun, dry_run
 from app.core.safety.hazards import Hazard, without_acknowledged
+from app.core.safety.observed import CannotJudge, Observed
 from app.core.safety.report import Report, Verdict
 from app.core.waiting import telling
 
