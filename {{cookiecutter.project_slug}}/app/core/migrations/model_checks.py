@@ -6,7 +6,7 @@ from typing import Any
 
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import Enum, Table
+from sqlalchemy import Connection, Enum, Table, create_mock_engine
 
 from app.config import Settings
 from app.core.migrations.safe_operations import Steps
@@ -35,11 +35,23 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     refuse_faults()
     tables = [table for table in db.metadata.tables.values() if not is_view(table)]
     with dry_run(settings) as run, telling("building the models in a dry run"):
-        db.metadata.create_all(run.connection, tables, checkfirst=False)
+        _create(run.connection, tables)
         return (
             catalog.read(run.connection, run.schema),
             catalog.read(run.connection, settings.schema_name),
         )
+
+
+def _create(connection: Connection, tables: list[Table]) -> None:
+    """Make the tables, all of them in one call: hundreds of calls take twice as long."""
+    statements: list[str] = []
+
+    def collect(statement: Any, *_: Any, **__: Any) -> None:
+        statements.append(str(statement.compile(dialect=connection.dialect)))
+
+    db.metadata.create_all(create_mock_engine(connection.engine.url, collect), tables, False)
+    if statements:
+        connection.exec_driver_sql(";\n".join(statements))
 
 
 def refuse_unmarked_views(views: set[str]) -> None:
