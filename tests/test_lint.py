@@ -212,10 +212,10 @@ def home(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
 def judge(home: Project) -> Judge:
     """Judges revision files, each as the next one of the history, in one process."""
 
-    def judged(*revisions: str) -> list[Report]:
+    def judged(*revisions: str, **environment: str) -> list[Report]:
         file = home.path.parent / "revisions.json"
         file.write_text(json.dumps(revisions))
-        result = home.run(home.python, "-c", JUDGE, file)
+        result = home.run(home.python, "-c", JUDGE, file, **environment)
         assert result.returncode == 0, result.stdout
         return [
             Report(
@@ -287,6 +287,23 @@ def test_what_does_not_run_cannot_be_judged(judge):
         revision('op.execute("ALTER TABLE nowhere ADD x int")'),
     )
     assert [report.exit_code for report in failing] == [2, 2, 2]
+
+
+ASKS = """count = "SELECT count(*) FROM pg_tables WHERE "
+    values = {"table": "parcels", "schema": "parcels"}
+    for where in (
+        "tablename = :table AND schemaname = :schema",
+        "schemaname IN ('other', :schema) AND tablename = :table",
+        "schemaname = ANY (ARRAY[CAST(:schema AS name)]) AND tablename = :table",
+    ):
+        assert op.get_bind().scalar(sa.text(count + where), values) == 1, where
+    assert sa.inspect(op.get_bind()).has_table("parcels")
+    assert sa.inspect(op.get_bind()).has_table("parcels", schema="parcels")"""
+
+
+def test_a_schema_may_have_the_name_of_a_table(judge):
+    (report,) = judge(revision(ASKS), SCHEMA="parcels")
+    assert report.exit_code == 0, report.text
 
 
 def test_nothing_of_it_stays(judge, home):

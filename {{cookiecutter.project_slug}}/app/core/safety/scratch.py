@@ -11,6 +11,15 @@ ASKS_THE_CATALOG = re.compile(
     r"\b(information_schema|nspname|table_schema|schemaname|pg_namespace|to_regnamespace)\b",
     re.IGNORECASE,
 )
+# psycopg's places for values, and what stands before one that gets the name of a schema. A table
+# may have the same name: what is compared with other columns stays.
+PLACEHOLDER = re.compile(r"%%|%(?:\((?P<name>\w+)\))?[sbt]")
+IS_A_SCHEMA = re.compile(
+    r"""(\bnspname|\bschemaname|_schema|\bto_regnamespace)\b"?
+    (\s | = | <> | != | [(\[,] | \b(not|like|in|any|cast|array)\b
+    | %(\(\w+\))?[sbt] | '[^']*' | ::\s*\w+(\[\])? )*$""",
+    re.IGNORECASE | re.VERBOSE,
+)
 CREATES = re.compile(r"create schema (if not exists )?")
 
 
@@ -67,9 +76,15 @@ class Scratch:
         """The parameters of a statement; only one that asks the catalog gives names there."""
         if not values or not ASKS_THE_CATALOG.search(sql):
             return values
+        places = [each for each in PLACEHOLDER.finditer(sql) if each[0] != "%%"]
+        schemas = [IS_A_SCHEMA.search(sql[: each.start()]) is not None for each in places]
         if isinstance(values, dict):
-            return {key: self._value(value) for key, value in values.items()}
-        return [self._value(value) for value in values]
+            named = {each["name"] for each, it in zip(places, schemas, strict=True) if it}
+            return {key: self._value(it) if key in named else it for key, it in values.items()}
+        return [
+            self._value(value) if it else value
+            for value, it in zip(values, schemas, strict=False)  # the server counts them
+        ]
 
     def plain(self, words: str) -> str:
         """What a message says to people, who know only the real schemas."""
