@@ -1,6 +1,7 @@
 """Real generated projects: rendered on the command line, installed by the hooks, run by init.sh."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -308,13 +309,40 @@ class Project:
         return int(lines[0])
 
 
+# These take long: with them first, no process is left alone with one at the end.
+LONG = ["test_upgrade.py", "test_docs.py", "test_written.py", "test_dry_run.py", "test_hook.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The default project, generated once per process. Tests use copies of it: `project`."""
-    folder = tmp_path_factory.mktemp("generated")
-    result = generate(folder)
-    assert result.returncode == 0, result.stdout
-    assert "not done" not in result.stdout, result.stdout
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all processes of this run."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@contextlib.contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Whether this process is to make the folder; the others wait until it is there."""
+    done = folder.with_suffix(".done")
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def generated(shared: Path) -> Path:
+    """The default project, generated once. Tests change copies of it: `project`."""
+    folder = shared / "generated"
+    with made_once(folder) as here:
+        if here:
+            result = generate(folder)
+            assert result.returncode == 0, result.stdout
+            assert "not done" not in result.stdout, result.stdout
     return folder / "book-service"
 
 
@@ -336,12 +364,15 @@ def project(generated: Path, tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def seeded(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a migrated and seeded embedded database, made once per process."""
-    project = copy_project(generated, tmp_path_factory.mktemp("seeded") / "book-service")
-    assert project.flask("db", "upgrade").returncode == 0
-    assert project.flask("seed", "all").returncode == 0
-    return project.path / ".postgres"
+def seeded(generated: Path, shared: Path) -> Path:
+    """The files of an embedded database that is migrated and seeded, made once."""
+    folder = shared / "seeded"
+    with made_once(folder) as here:
+        if here:
+            project = copy_project(generated, folder)
+            assert project.flask("db", "upgrade").returncode == 0
+            assert project.flask("seed", "all").returncode == 0
+    return folder / ".postgres"
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from conftest import (
     PATIENCE,
     TYPED,
     Project,
+    copy_project,
     free_port,
     replay,
     save_until,
@@ -41,10 +42,15 @@ def odd(tmp_path_factory) -> Project:
     return Project(folder / "out/null")
 
 
+@pytest.fixture(scope="module")
+def default(generated, tmp_path_factory) -> Project:
+    return copy_project(generated, tmp_path_factory.mktemp("default") / "book-service")
+
+
 @pytest.fixture(params=["default", "odd"])
-def mine(request, generated) -> Project:
+def mine(request) -> Project:
     """The default project, then the odd one."""
-    return Project(generated) if request.param == "default" else request.getfixturevalue("odd")
+    return request.getfixturevalue(request.param)
 
 
 def test_it_serves_seeded_books(mine: Project):

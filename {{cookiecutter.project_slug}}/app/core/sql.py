@@ -46,6 +46,8 @@ def split(sql: str) -> list[str]:
     A semicolon in parentheses (CREATE RULE) or in a body in standard SQL (BEGIN ATOMIC … END) ends
     no command: the rule of psql.
     """
+    if not any(mark in sql for mark in (";", "--", "/*")):
+        return [sql.strip()] if sql.strip() else []
     commands, words = [""], ""
     parentheses = depth = 0
     for kind, piece in tokens(sql):

@@ -12,6 +12,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Constraint,
     DateTime,
     Enum,
     MetaData,
@@ -24,12 +25,25 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from sqlalchemy.types import TypeEngine
 
+
+def _name_of_check(check: Constraint, table: Table) -> str:
+    """The name that a CHECK has in its model; no other kind needs one there."""
+    if isinstance(check.name, str):
+        return check.name
+    words = str(getattr(check, "sqltext", "…"))
+    raise SystemExit(
+        f"Table {table.name} has a CHECK without a name: {words}. Give it one that says what it is "
+        f'for: CheckConstraint({words!r}, name="…"). The database will call it ck_{table.name}_…'
+    )
+
+
 # Every constraint needs a name, or no migration could drop it. Alembic's documentation recommends
 # these names: "The Importance of Naming Constraints".
-NAMING_CONVENTION = {
+NAMING_CONVENTION: dict[str, Any] = {
     "ix": "ix_%(column_0_N_label)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
     "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "constraint_name": _name_of_check,
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }

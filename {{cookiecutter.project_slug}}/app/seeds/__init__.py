@@ -1,4 +1,4 @@
-"""The seeds of `flask seed`, in the order of planting: a table comes after those it refers to."""
+"""The seeds of `flask seed`."""
 
 from app.core.seeding import Seed
 from app.seeds.authors import AUTHORS

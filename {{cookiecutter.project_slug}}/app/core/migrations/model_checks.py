@@ -6,7 +6,7 @@ from typing import Any
 
 from alembic.operations import ops
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Enum, Table
+from sqlalchemy import Connection, Enum, Table, create_mock_engine
 
 from app.config import Settings
 from app.core.migrations.safe_operations import Steps
@@ -35,11 +35,23 @@ def at_models(settings: Settings) -> tuple[Catalog, Catalog]:
     refuse_faults()
     tables = [table for table in db.metadata.tables.values() if not is_view(table)]
     with dry_run(settings) as run, telling("building the models in a dry run"):
-        db.metadata.create_all(run.connection, tables, checkfirst=False)
+        _create(run.connection, tables)
         return (
             catalog.read(run.connection, run.schema),
             catalog.read(run.connection, settings.schema_name),
         )
+
+
+def _create(connection: Connection, tables: list[Table]) -> None:
+    """Make the tables, all of them in one call: hundreds of calls take twice as long."""
+    statements: list[str] = []
+
+    def collect(statement: Any, *_: Any, **__: Any) -> None:
+        statements.append(str(statement.compile(dialect=connection.dialect)))
+
+    db.metadata.create_all(create_mock_engine(connection.engine.url, collect), tables, False)
+    if statements:
+        connection.exec_driver_sql(";\n".join(statements))
 
 
 def refuse_unmarked_views(views: set[str]) -> None:
@@ -59,14 +71,6 @@ def _faults(table: Table) -> Iterator[str]:
             f"  {_model(table)} has schema={table.schema!r}. The schema is a setting of the "
             "connection (SCHEMA), which serves all models: take it out of the model."
         )
-    for check in [*table.constraints, *(it for column in table.c for it in column.constraints)]:
-        if isinstance(check, CheckConstraint) and not isinstance(check.name, str):
-            words = str(check.sqltext)
-            yield (
-                f"  {_model(table)} has a CHECK without a name: {words}. Give it one, for what it "
-                f'says: CheckConstraint({words!r}, name="…"). In the database it will be '
-                f"ck_{table.name}_…"
-            )
     for column in table.columns:
         if isinstance(column.type, Enum) and column.type.native_enum and not column.type.name:
             yield (f'  {_model(table)}.{column.name} is an Enum without a name: Enum(…, name="…")')

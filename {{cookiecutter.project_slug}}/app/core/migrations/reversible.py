@@ -13,6 +13,7 @@ from alembic.operations.ops import (
     CreateCheckConstraintOp,
     CreateIndexOp,
     CreateTableOp,
+    DropTableOp,
     ExecuteSQLOp,
     MigrateOperation,
 )
@@ -68,11 +69,18 @@ class Look(MigrateOperation):
 def undone(operations: list[Any]) -> list[Any]:
     """The way back, in the opposite order."""
     return [
-        each.reverse()
+        _reverse(each)
         for each in reversed(operations)
         if not isinstance(each, Look)
         and not (isinstance(each, ReversibleSQL) and each.opposite is None)
     ]
+
+
+def _reverse(operation: Any) -> Any:
+    if isinstance(operation, CreateTableOp):
+        # Alembic would build the table twice for the sake of its name.
+        return DropTableOp(operation.table_name, schema=operation.schema)
+    return operation.reverse()
 
 
 def source(migration: MigrationContext, operation: Any) -> str:

@@ -23,7 +23,7 @@ from app.core.sql import split
 def statements(script: Script) -> list[Statement]:
     """The statements of upgrade(), up to the first that needs an answer."""
     buffer = io.StringIO()
-    _run(script, buffer, lambda _: None)
+    _run(script, buffer)
     autocommit = False
     found = []
     for piece in re.split(r"(-- (?:autocommit|transaction)\n;)", buffer.getvalue()):
@@ -38,10 +38,12 @@ def enum_labels(history: Iterable[Script]) -> dict[tuple[str, str], list[str]]:
     """The labels that the history gave to each enum column, by (table, column)."""
     labels: dict[tuple[str, str], list[str]] = {}
 
-    def note(operation: Any) -> None:
+    def note(operation: Any) -> Any:
         for table, column, type_ in typed_columns(operation):
             if isinstance(type_, Enum):
                 labels[table, column] = list(type_.enums)
+        # What a revision may go on to work with; SQL is not asked for.
+        return operation.to_table() if isinstance(operation, CreateTableOp) else None
 
     for script in history:
         if "Enum" in Path(script.path).read_text("utf-8"):
@@ -61,7 +63,8 @@ def typed_columns(operation: Any) -> Iterator[tuple[str, str, Any]]:
         yield operation.table_name, operation.column_name, operation.modify_type
 
 
-def _run(script: Script, buffer: io.StringIO, note: Callable[[Any], None]) -> None:
+def _run(script: Script, buffer: io.StringIO, invoke: Callable[[Any], Any] | None = None) -> None:
+    """Run upgrade() without a database; its operations go to `invoke`, by default to the buffer."""
     metadata = history.metadata_of(script)
     options = {"as_sql": True, "output_buffer": buffer, "target_metadata": metadata}
     logger = logging.getLogger("alembic.runtime.migration")
@@ -77,13 +80,8 @@ def _run(script: Script, buffer: io.StringIO, note: Callable[[Any], None]) -> No
 
     migration.autocommit_block = autocommit_block  # type: ignore[method-assign]
     operations = Operations(migration)
-    invoke = operations.invoke
-
-    def noted(operation: Any) -> Any:
-        note(operation)
-        return invoke(operation)
-
-    operations.invoke = noted  # type: ignore[method-assign]
+    if invoke is not None:
+        operations.invoke = invoke  # type: ignore[method-assign,assignment]
     # What came before an error is known all the same.
     errors = suppress(Exception, SystemExit)
     with proxies(operations), no_other_connection(), redirect_stdout(io.StringIO()), errors:

@@ -77,6 +77,8 @@ class Statement(NamedTuple):
         """What the rules look at: no data, and of a DO block what it runs."""
         if self.is_block:
             return _without_inner_comments(self.text)
+        if "'" not in self.text and "$" not in self.text:
+            return self.text
         return "".join(
             "''" if kind in ("string", "dollar") else it for kind, it in tokens(self.text)
         )

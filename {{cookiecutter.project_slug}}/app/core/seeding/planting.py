@@ -15,7 +15,6 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     not_,
     or_,
     select,
@@ -31,6 +30,8 @@ from app.core.seeding import removal
 from app.core.seeding.seed import Seed, SeedError, listed, reason_in_full
 from app.core.seeding.stage import Stage
 
+# So many rows are worth a second way into the table, which is twice as fast.
+LARGE = 10_000
 # A statement that writes those of the staged rows that a condition picks.
 Write = Callable[[ColumnElement[bool]], Executable]
 
@@ -94,7 +95,11 @@ class Planting:
 
     def write(self) -> int:
         """Write what is ready and return how many rows that were."""
-        if self.stage.waiting:
+        if self._may_go_straight() and (added := self.stage.copy_straight()):
+            self._added = added
+            self._advance_sequence()
+            return added
+        if self.stage.waiting or not self.stage.is_loaded:
             self.stage.load()
         if self._found is None:
             self._found = self._rows_found()
@@ -121,6 +126,12 @@ class Planting:
         if not self.seed.is_marked:
             why = "it links a row that is not seeded"
         return f"{line}; {skipped} skipped: {why} ({listed(self._skipped_keys())})"
+
+    def _may_go_straight(self) -> bool:
+        """Whether there are many rows and nothing that they have to be compared with."""
+        if self.stage.is_loaded or len(self.seed.rows) < LARGE or not self.seed.is_marked:
+            return False
+        return not self.session.scalar(select(exists().select_from(self.table)))
 
     def _rows_found(self) -> set[int]:
         """The seeded rows that are there already."""
@@ -151,19 +162,14 @@ class Planting:
         return set(result.scalars())
 
     def _add(self) -> int:
-        constants = self.seed.constants
-        values = [
-            *(self.stage.table.c[name] for name in self.stage.names),
-            *(literal(value, self.table.c[name].type) for name, value in constants.items()),
-        ]
+        values = [self.stage.table.c[name] for name in self.stage.names]
         new = not_(exists().where(self.stage.same_key(self.table)))
         ours = true() if self.seed.is_marked else self.seed.owns(self.stage.table)
         # In order, so that the search is over before the first row comes: a search that meets
         # the new rows too takes minutes.
         rows = select(*values).where(self.stage.ready, new, ours).order_by(self.stage.row)
-        names = [*self.stage.names, *constants]
         add = insert(self.table).inline().execution_options(preserve_rowcount=True)
-        result = self._execute(lambda picked: add.from_select(names, rows.where(picked)))
+        result = self._execute(lambda picked: add.from_select(self.stage.names, rows.where(picked)))
         if result.rowcount:
             self._advance_sequence()
         return result.rowcount

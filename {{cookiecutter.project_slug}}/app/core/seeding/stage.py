@@ -4,6 +4,7 @@ There one statement compares or writes all of them, and COPY brings 100,000 in a
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from sqlalchemy import (
     DateTime,
     ForeignKeyConstraint,
     FromClause,
+    Table,
     and_,
     exists,
     false,
@@ -28,11 +30,12 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core.database_errors import reason
-from app.core.seeding.seed import Seed, SeedError
-from app.core.seeding.values import Values, no_row
+from app.core.seeding.seed import PROGRESS_EVERY, Seed, SeedError
+from app.core.seeding.values import Field, Values, no_row
 
 # Python's dates, in a form that PostgreSQL compares with each of its own types of dates.
 FIRST_DAY, LAST_DAY = text("'0001-01-01'"), text("'9999-12-31'")
@@ -52,7 +55,8 @@ class Stage:
         seed.check()
         self.session = session
         self.seed = seed
-        self.waiting: SeedError | None = seed.wrong("the rows are not loaded")
+        self.is_loaded = False
+        self.waiting: SeedError | None = None
         self._values = Values(session, seed)
         self._null_in_key: set[str] = set()
         columns = [each.column.label(each.column.key) for each in self._values.fields]
@@ -71,7 +75,7 @@ class Stage:
     @property
     def names_to_restore(self) -> list[str]:
         """The columns that are brought back to what the file says."""
-        own = (each for each in self._values.fields if not each.in_key and not each.is_default)
+        own = (each for each in self._values.fields if not each.in_key and each.in_rows)
         return [each.column.key for each in own]
 
     def same_key(self, rows: FromClause) -> ColumnElement[bool]:
@@ -80,7 +84,9 @@ class Stage:
 
     def load(self) -> None:
         """Fill the table anew, with what subqueries find now."""
+        self._values.load()
         rows = self._values.rows()
+        self.is_loaded = True
         self.waiting = self._values.waiting
         self._note_null_in_key(rows)
         self.session.execute(text(f"TRUNCATE {self.table.name}"))
@@ -89,6 +95,29 @@ class Stage:
         self._check_dates()
         for foreign_key in self._staged_foreign_keys(deferrable=False):
             self._hold_back(foreign_key)
+
+    def copy_straight(self) -> int | None:
+        """Copy the rows into the table itself, which is empty; None if that cannot be done.
+
+        Why it cannot is found out on the way over the stage.
+        """
+        table = self.seed.table
+        left_out = any(each.default and each.key not in self.names for each in table.c)
+        deferrable = any(each.deferrable for each in table.foreign_key_constraints)
+        self._values.load()
+        if self._values.waiting or left_out or deferrable:
+            return None
+        try:
+            if self._values.has_key_twice():
+                return None
+            with self.session.begin_nested():
+                self._send(table, self.names, zip(*self._values.columns, strict=True))
+                for field, unknown in self._unknown_dates(table):
+                    if self.session.scalar(select(exists().where(unknown))):
+                        raise self.seed.wrong("Python has no such date", column=field.name)
+        except (psycopg.Error, SQLAlchemyError, SeedError, TypeError, ValueError):
+            return None
+        return len(self.seed.rows)
 
     def check_deferred(self) -> None:
         """Look at the foreign keys that are checked at the end of the transaction only."""
@@ -115,35 +144,40 @@ class Stage:
 
     def _copy(self, rows: list[tuple[Any, ...]]) -> None:
         """Send the rows; what the server cannot read as a value of its column is a `SeedError`."""
-        connection = self.session.connection().connection.driver_connection
-        assert isinstance(connection, psycopg.Connection)
-        table, *names = map(sql.Identifier, [self.table.name, ROW, *self.names, READY])
-        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(table, sql.SQL(", ").join(names))
-        sent = 0
         try:
-            with connection.cursor() as cursor, cursor.copy(statement) as copy:
-                for sent, row in enumerate(rows, 1):
-                    copy.write_row(row)
-                    self.seed.report(sent, len(rows), "rows read")
+            self._send(self.table, [ROW, *self.names, READY], rows)
         except psycopg.OperationalError:
             raise
         except (psycopg.Error, TypeError, ValueError) as error:
             line, column = _place(error)
-            if line:
-                raise self.seed.wrong(reason(error), rows[line - 1][0], column) from None
-            raise self._unsendable(connection, rows[sent - 1], error) from None
+            if line is None:
+                raise self._unsendable(rows, error) from None
+            raise self.seed.wrong(reason(error), rows[line - 1][0], column) from None
 
-    def _unsendable(
-        self, connection: psycopg.Connection, row: tuple[Any, ...], error: Exception
-    ) -> SeedError:
-        """The error that names the value which the driver cannot send."""
-        number, *values, _ = row
-        for field, value in zip(self._values.fields, values, strict=True):
-            try:
-                sql.Literal(value).as_bytes(connection)
-            except Exception as cause:
-                return self.seed.wrong(reason(cause), number, field.name)
-        return self.seed.wrong(reason(error), number)
+    def _send(self, table: Table, names: list[str], rows: Iterable[tuple[Any, ...]]) -> None:
+        columns = sql.SQL(", ").join(sql.Identifier(table.c[name].name) for name in names)
+        statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), columns)
+        with self._driver().cursor() as cursor, cursor.copy(statement) as copy:
+            for number, row in enumerate(rows, 1):
+                copy.write_row(row)
+                if number % PROGRESS_EVERY == 0:
+                    self.seed.report(number, len(self.seed.rows), "rows read")
+
+    def _driver(self) -> psycopg.Connection:
+        connection = self.session.connection().connection.driver_connection
+        assert isinstance(connection, psycopg.Connection)
+        return connection
+
+    def _unsendable(self, rows: list[tuple[Any, ...]], error: Exception) -> SeedError:
+        """The error that names the first value which the driver cannot send."""
+        driver = self._driver()
+        for number, *values, _ in rows:
+            for field, value in zip(self._values.fields, values, strict=True):
+                try:
+                    sql.Literal(value).as_bytes(driver)
+                except Exception as cause:
+                    return self.seed.wrong(reason(cause), number, field.name)
+        return self.seed.wrong(reason(error))
 
     def _check_keys(self) -> None:
         key = [self.table.c[column.key] for column in self.seed.key_columns]
@@ -153,13 +187,15 @@ class Stage:
             raise self.seed.wrong(f"two rows have the same key, this one and row {one}", other)
 
     def _check_dates(self) -> None:
-        """Refuse what the server knows and Python does not, such as `infinity` and 44 BC."""
+        for field, unknown in self._unknown_dates(self.table):
+            if number := self.session.scalar(select(func.min(self.row)).where(unknown)):
+                raise self.seed.wrong("Python has no such date", number, field.name)
+
+    def _unknown_dates(self, table: Table) -> Iterator[tuple[Field, ColumnElement[bool]]]:
+        """What the server knows and Python does not, such as `infinity` and 44 BC."""
         for field in self._values.fields:
             if isinstance(field.column.type, Date | DateTime):
-                column = self.table.c[field.column.key]
-                unknown = not_(column.between(FIRST_DAY, LAST_DAY))
-                if number := self.session.scalar(select(func.min(self.row)).where(unknown)):
-                    raise self.seed.wrong("Python has no such date", number, field.name)
+                yield field, not_(table.c[field.column.key].between(FIRST_DAY, LAST_DAY))
 
     def _staged_foreign_keys(self, deferrable: bool) -> list[ForeignKeyConstraint]:
         names = set(self.names)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.elements import ClauseElement
 
 from app.core.database_errors import reason
-from app.core.seeding.seed import Seed, SeedError
+from app.core.seeding.seed import PROGRESS_EVERY, Seed, SeedError
 
 # PostgreSQL's limit is 1,664 columns in one SELECT.
 EXPRESSIONS_AT_ONCE = 500
@@ -27,7 +27,7 @@ class Field:
     column: Column[Any]
     bind: Any
     in_key: bool = False
-    is_default: bool = False
+    in_rows: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,38 +50,52 @@ class Values:
         self.session = session
         self.seed = seed
         self.waiting: SeedError | None = None
-        self.fields = [*self._fields_of_rows(), *self._fields_of_defaults()]
+        self.fields = [*self._fields_of_rows(), *self._other_fields()]
+        self.columns: list[list[Any]] = []
+        self._given = {name: [row[name] for row in seed.rows] for name in seed.columns}
+        self._is_plain = {
+            name: set(map(type, values)) <= PLAIN for name, values in self._given.items()
+        }
         self._expressions = self._find_expressions()
         self._found: dict[int, Any] = {}
         self._not_ready: set[int] = set()
         self._without_key: set[int] = set()
+
+    def load(self) -> None:
+        """Fill `columns`: the values of each field, in the order of the rows."""
+        self.waiting = None
+        self._not_ready.clear()
+        self._without_key.clear()
+        self._evaluate_what_is_missing()
+        self.columns = [self._bound_column(field) for field in self.fields]
 
     def rows(self) -> list[tuple[Any, ...]]:
         """For each row its number, its values, and whether it can be written now.
 
         A row is left out if a part of its key is not found yet: it cannot be in the table either.
         """
-        self.waiting = None
-        self._not_ready.clear()
-        self._without_key.clear()
-        self._evaluate_what_is_missing()
-        columns = [self._bound_column(field) for field in self.fields]
         numbers = range(1, len(self.seed.rows) + 1)
         ready = [number not in self._not_ready for number in numbers]
-        rows = zip(numbers, *columns, ready, strict=True)
+        rows = zip(numbers, *self.columns, ready, strict=True)
         return [row for row in rows if row[0] not in self._without_key]
+
+    def has_key_twice(self) -> bool:
+        """Whether two rows have the same key, as far as Python can tell."""
+        fields = zip(self.fields, self.columns, strict=True)
+        key = [column for field, column in fields if field.in_key]
+        return len(set(zip(*key, strict=True))) < len(self.seed.rows)
 
     def _fields_of_rows(self) -> Iterator[Field]:
         for name, column in self.seed.columns.items():
             yield Field(name, column, self._bind(column), column in self.seed.key_columns)
 
-    def _fields_of_defaults(self) -> Iterator[Field]:
-        """Columns whose values Python makes, one for each row, such as `default=uuid4`."""
-        filled = {each.key for each in self.seed.columns.values()} | self.seed.constants.keys()
+    def _other_fields(self) -> Iterator[Field]:
+        """The constants, and columns whose values Python makes, such as `default=uuid4`."""
+        filled = {each.key for each in self.seed.columns.values()}
         for column in self.seed.table.c:
-            by_python = column.default is not None and column.default.is_callable
-            if by_python and column.key not in filled:
-                yield Field(column.key, column, self._bind(column), is_default=True)
+            by_python = column.default is not None and not column.default.is_clause_element
+            if column.key in self.seed.constants or (by_python and column.key not in filled):
+                yield Field(column.key, column, self._bind(column), in_rows=False)
 
     def _bind(self, column: Column[Any]) -> Any:
         if isinstance(column.type, String) and not isinstance(column.type, Enum):
@@ -91,11 +105,8 @@ class Values:
 
     def _find_expressions(self) -> list[Expression]:
         expressions: dict[int, Expression] = {}
-        for name in self.seed.columns:
-            values = [row[name] for row in self.seed.rows]
-            if set(map(type, values)) <= PLAIN:
-                continue
-            for number, value in enumerate(values, 1):
+        for name, values in self._given.items():
+            for number, value in enumerate(values if not self._is_plain[name] else (), 1):
                 if isinstance(value, ClauseElement):
                     expressions.setdefault(id(value), Expression(value, number, name))
         return list(expressions.values())
@@ -110,7 +121,8 @@ class Values:
                 self._blame_one_of(chunk)
                 raise
             self._found |= zip((id(each.value) for each in chunk), values, strict=True)
-            self.seed.report(start, len(missing), "references looked up")
+            if start and start % PROGRESS_EVERY == 0:
+                self.seed.report(start, len(missing), "references looked up")
 
     def _evaluate(self, expressions: list[Expression]) -> list[Any]:
         columns = [_as_column(each.value, f"v{i}") for i, each in enumerate(expressions)]
@@ -125,10 +137,12 @@ class Values:
                 raise self.seed.wrong(reason(error), each.row, each.name) from None
 
     def _bound_column(self, field: Field) -> list[Any]:
-        if field.is_default:
+        if field.name in self.seed.constants:
+            return [self._bound(field, 1, self.seed.constants[field.name])] * len(self.seed.rows)
+        if not field.in_rows:
             return [self._default(field, number) for number in range(1, len(self.seed.rows) + 1)]
-        values = [row[field.name] for row in self.seed.rows]
-        if field.bind in (None, _text) and set(map(type, values)) <= PLAIN:
+        values = self._given[field.name]
+        if field.bind in (None, _text) and self._is_plain[field.name]:
             return values
         return [self._bound(field, number, value) for number, value in enumerate(values, 1)]
 
@@ -152,7 +166,7 @@ class Values:
         context = SimpleNamespace(get_current_parameters=lambda *_, **__: row)
         default: Any = field.column.default
         try:
-            value = default.arg(context)
+            value = default.arg(context) if default.is_callable else default.arg
         except Exception as error:
             raise self.seed.wrong(f"its default fails: {error!r}", number, field.name) from None
         return self._bound(field, number, value)
