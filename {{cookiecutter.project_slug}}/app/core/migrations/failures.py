@@ -6,7 +6,7 @@ from psycopg import errors
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from app.core import history, privileges
+from app.core import extensions, history, privileges
 from app.core.database import quote
 from app.core.database_errors import explained, is_without_privilege, reason
 
@@ -66,14 +66,17 @@ def failure(error: DBAPIError, connection: Connection) -> str:
     if isinstance(error.orig, errors.DuplicateTable) and not revisions:
         return _no_version(tables)
     at = ", ".join(sorted(revisions)) or "nothing"
-    heading = "A failed migration"
+    heading, hint = "A failed migration", ""
     if isinstance(error.orig, BAD_DATA):
         heading = "Bad data found by VALIDATE"
+    if isinstance(error.orig, errors.UndefinedObject | errors.UndefinedFunction):
+        with connection.begin():
+            hint = extensions.out_of_sight(connection)
     statement = " ".join((error.statement or "").split())[:300]
     return (
         f"The revision after {at} failed: {explained(error)}\n  in: {statement}\n"
         f"The database is at {at}; nothing of a failed transaction stays. "
-        f"See docs/recovery.md, {heading}."
+        f"See docs/recovery.md, {heading}.{hint}"
     )
 
 

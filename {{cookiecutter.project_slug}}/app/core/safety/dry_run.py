@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import Script
 from psycopg import Cursor, errors
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
@@ -27,7 +27,7 @@ from app.core.safety.listener import Listener
 from app.core.safety.objects import Object
 from app.core.safety.observed import CannotJudge, Observed
 from app.core.safety.one_transaction import OneTransaction
-from app.core.safety.proxies import proxies
+from app.core.safety.proxies import no_other_connection, proxies
 from app.core.safety.run_settings import RunSettings
 from app.core.safety.scratch import Scratch
 from app.core.sql import split
@@ -213,7 +213,7 @@ class DryRun:
         migration.autocommit_block = self._autocommit_block_of(migration)  # type: ignore[method-assign]
         with (
             proxies(Operations(migration)),
-            self._nowhere_else(),
+            no_other_connection(self._server.connection),
             redirect_stdout(sys.stderr),
             migration.begin_transaction(_per_migration=True),
         ):
@@ -231,24 +231,6 @@ class DryRun:
             yield
         finally:
             self._running = running
-
-    @contextmanager
-    def _nowhere_else(self) -> Iterator[None]:
-        """A revision that takes another connection would work on the real rows."""
-        ours: Any = self.connection.connection.driver_connection
-
-        def refuse(connection: Connection, *_: Any) -> None:
-            if connection.connection.driver_connection is not ours:
-                raise CannotJudge(
-                    "it works on a connection of its own, which a dry run cannot roll back: take "
-                    "op.get_bind(), not db.session or an engine"
-                )
-
-        event.listen(Engine, "before_cursor_execute", refuse)
-        try:
-            yield
-        finally:
-            event.remove(Engine, "before_cursor_execute", refuse)
 
     def _autocommit_block_of(self, migration: MigrationContext) -> Callable[[], Any]:
         @contextmanager

@@ -15,7 +15,7 @@ from alembic.script import Script
 from sqlalchemy import Column, Enum
 
 from app.core import history
-from app.core.safety.proxies import proxies
+from app.core.safety.proxies import no_other_connection, proxies
 from app.core.safety.statements import Statement
 from app.core.sql import split
 
@@ -84,5 +84,5 @@ def _run(script: Script, buffer: io.StringIO, invoke: Callable[[Any], Any] | Non
         operations.invoke = invoke  # type: ignore[method-assign,assignment]
     # What came before an error is known all the same.
     errors = suppress(Exception, SystemExit)
-    with proxies(operations), redirect_stdout(io.StringIO()), errors:
+    with proxies(operations), no_other_connection(), redirect_stdout(io.StringIO()), errors:
         script.module.upgrade()

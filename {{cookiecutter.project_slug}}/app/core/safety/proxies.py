@@ -1,5 +1,6 @@
-"""What `from alembic import op, context` means while a revision is tried."""
+"""The surroundings of a revision that is tried: `op`, `context`, and no other connection."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -11,6 +12,9 @@ from alembic.config import Config
 from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, event
+
+from app.core.safety.observed import CannotJudge
 
 
 @contextmanager
@@ -33,6 +37,26 @@ def proxies(operations: Operations) -> Iterator[None]:
             operations._remove_proxy()
         else:
             outer._install_proxy()
+
+
+@contextmanager
+def no_other_connection(ours: Any = None) -> Iterator[None]:
+    """Refuse what a revision sends on another connection: it would work on the real rows."""
+    thread = threading.get_ident()
+
+    def refuse(connection: Connection, *_: Any) -> None:
+        theirs = connection.connection.driver_connection
+        if theirs is not ours and threading.get_ident() == thread:
+            raise CannotJudge(
+                "it works on a connection of its own, which a dry run cannot roll back: take "
+                "op.get_bind(), not db.session or an engine"
+            )
+
+    event.listen(Engine, "before_cursor_execute", refuse)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
 
 
 def _proxy(module: ModuleType) -> Any:

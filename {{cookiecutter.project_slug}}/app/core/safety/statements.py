@@ -37,8 +37,11 @@ REWRITES = re.compile(r"\s*(?:cluster\b|vacuum\b[^;]*\bfull\b)", re.IGNORECASE)
 DROP_SCHEMA = re.compile(rf"\bdrop\s+schema\s+(?:if\s+exists\s+)?{NAME}", re.IGNORECASE)
 DROP_DATABASE = re.compile(r"\bdrop\s+database\b", re.IGNORECASE)
 ALTER_SYSTEM = re.compile(r"\s*alter\s+system\s+(?:re)?set\s+(\w+)", re.IGNORECASE)
+ALTER_TABLE = re.compile(
+    rf"\s*alter\s+table\s+(?:if\s+exists\s+)?(?:only\s+)?{NAME}(.*)", re.IGNORECASE | re.DOTALL
+)
 ADD_COLUMN = re.compile(
-    rf"\balter\s+table\s+(?:if\s+exists\s+)?(?:only\s+)?{NAME}\s+add\s+"
+    r"\badd\s+(?!constraint\b|primary\b|unique\b|check\b|foreign\b|exclude\b|not\b)"
     r'(?:column\s+)?(?:if\s+not\s+exists\s+)?("[^"]+"|\w+)',
     re.IGNORECASE,
 )
@@ -83,8 +86,12 @@ class Statement(NamedTuple):
 
 def added_columns(statements: list[Statement]) -> set[str]:
     """The columns that these statements add, as `books.title`."""
-    found = (each for statement in statements for each in ADD_COLUMN.finditer(statement.text))
-    return {f"{named(each)}.{unquoted(each[3])}" for each in found}
+    return {
+        f"{named(table)}.{unquoted(column)}"
+        for statement in statements
+        if (table := ALTER_TABLE.match(statement.text))
+        for column in ADD_COLUMN.findall(table[3])
+    }
 
 
 def hazards(
