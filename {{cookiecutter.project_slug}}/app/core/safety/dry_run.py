@@ -176,9 +176,9 @@ class DryRun:
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
         scripts = [*scripts]
-        with telling(f"replaying {len(scripts)} revisions") as tell:
+        with telling("replaying revisions") as tell:
             for done, script in enumerate(scripts):
-                tell(f"replaying {len(scripts)} revisions: {done} done")
+                tell(f"replaying revisions: {done} of {len(scripts)} done")
                 self._metadata = history.metadata_of(script)
                 with self._operations():
                     script.module.upgrade()
