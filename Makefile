@@ -27,6 +27,7 @@ bench: .venv/ready
 	@python tests/bench/generate.py
 	@python tests/bench/start.py
 	@python tests/bench/stalls.py
+	@python tests/bench/scale.py
 	@python tests/bench/history.py
 
 release: .venv/ready

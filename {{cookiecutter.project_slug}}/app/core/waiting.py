@@ -49,9 +49,9 @@ def at_most_every(seconds: float, say: Callable[[str], object]) -> Callable[[str
 def telling(what: str) -> Iterator[Callable[[str], None]]:
     """Tell on stderr what is going on, every few seconds for as long as the block runs.
 
-    with telling("judging 549 revisions") as tell:
+    with telling("judging revisions") as tell:
         …
-        tell("judging 549 revisions: 120 done")
+        tell("judging revisions: 120 of 549 done")
     """
     words = what
     is_over = Event()

@@ -56,7 +56,8 @@ def run() -> None:
             at = history.current(connection)
         _refuse_unknown_revision(at)
         # Where no revision ran yet, there are no rows that one of them could hurt.
-        if at and settings.app_env == "development" and _command() in ("upgrade", "prepare"):
+        warns = settings.app_env == "development" and _command() in ("upgrade", "prepare")
+        if writes and at and warns:
             _warn_of_hazards(settings, at)
         _let_builds_wait(connection)
         extensions.give_a_home(connection)

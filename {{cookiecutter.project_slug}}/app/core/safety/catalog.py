@@ -6,7 +6,7 @@ The server's spelling makes two definitions comparable, whoever wrote them.
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, text
@@ -227,6 +227,7 @@ def _by_table(items: Iterable[Part]) -> dict[int | None, list[Part]]:
     return found
 
 
+@lru_cache(10_000)  # the same types and defaults come again and again
 def _plain(definition: str | None) -> str:
     """Without schema names and sequence names, which differ where nothing else does."""
     plain = re.sub(r'(?:"[^"]+"|\b[a-z_]\w*)\.(?=[a-z_"])', "", definition or "")

@@ -113,7 +113,7 @@ class DryRun:
         return observed
 
     def _observe(self, works: Iterable[Work]) -> Observed:
-        before, things = self._known or self._read()
+        before, things = self._now()
         observed = Observed(before, before, things, things, self.scratch.plain, self._not_owned)
         self._run_settings.start()
         self._listener = Listener(observed, self._read_tables)
@@ -132,14 +132,19 @@ class DryRun:
 
     def catalog(self) -> Catalog:
         """What is there now."""
-        return catalog.read(self.connection, *self.scratch.names.values())
+        return self._now()[0]
 
     def table_id(self, found: Catalog, name: str) -> int | None:
         """The table that a revision means by this name."""
         return found.table_id(name, self.schema)
 
+    def _now(self) -> tuple[Catalog, dict[int, Object]]:
+        self._known = self._known or self._read()
+        return self._known
+
     def _read(self) -> tuple[Catalog, dict[int, Object]]:
-        return self.catalog(), objects.read(self.connection, self.schema)
+        found = catalog.read(self.connection, *self.scratch.names.values())
+        return found, objects.read(self.connection, self.schema)
 
     def _read_tables(self, tables: set[int]) -> Catalog:
         with self._between_statements():
@@ -171,9 +176,9 @@ class DryRun:
         self._server.execute("SAVEPOINT history")
         self._server.execute(VERSION_TABLE)
         scripts = [*scripts]
-        with telling(f"replaying {len(scripts)} revisions") as tell:
+        with telling("replaying revisions") as tell:
             for done, script in enumerate(scripts):
-                tell(f"replaying {len(scripts)} revisions: {done} done")
+                tell(f"replaying revisions: {done} of {len(scripts)} done")
                 self._metadata = history.metadata_of(script)
                 with self._operations():
                     script.module.upgrade()

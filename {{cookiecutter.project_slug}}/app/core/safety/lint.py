@@ -87,9 +87,9 @@ def _judge_all(
             run.start(before, at_current=tips == current)
         except CannotJudge as error:
             run, trouble = None, str(error)
-        tell = stack.enter_context(telling(f"judging {len(after)} revisions"))
+        tell = stack.enter_context(telling("judging revisions"))
         for number, each in enumerate(after, start=first):
-            tell(f"judging {len(after)} revisions: {number - first} done")
+            tell(f"judging revisions: {number - first} of {len(after)} done")
             verdict = _judge_one(each, run, trouble, _added_lately(everything[:number]))
             if verdict.not_judged and run is not None and not verdict.needs_rows:
                 run, trouble = None, f"the revision before it could not be judged ({each.revision})"
