@@ -109,7 +109,7 @@ def test_too_many_connections(ready: Project):
 
 def test_the_database_is_behind(ready: Project):
     add_to_books(ready, NEW_COLUMN)
-    assert_named(ready, "add_column books.subtitle")
+    assert_named(ready, "column books.subtitle is not in the database")
     assert ready.flask("db", "migrate", "-m", "subtitle").returncode == 0
     assert_named(ready, "The database is behind the code")
     behind = ready.flask("db", "check")
@@ -181,7 +181,9 @@ def test_tables_without_a_revision(ready: Project):
 
 def test_drift(ready: Project):
     ready.sql("ALTER TABLE books ADD by_hand int")
-    assert_named(ready, "Database out of sync", "remove_column books.by_hand")
+    assert_healthy(ready)
+    ready.sql("ALTER TABLE books ALTER title TYPE varchar(20)")
+    assert_named(ready, "Database out of sync", "column books.title is VARCHAR(300)")
 
 
 def test_reset_of_the_migrations(ready: Project):
@@ -202,6 +204,11 @@ def test_a_failed_migration(ready: Project):
     assert_healthy(ready)
 
 
+def without_the_look(revision: str) -> str:
+    """A revision as people write it by hand, and as earlier versions of the template did."""
+    return re.sub(r"^    refuse_if_rows\(.*?\)\n", "", revision, flags=re.MULTILINE | re.DOTALL)
+
+
 def test_bad_data_found_by_validate(ready: Project):
     ready.sql("UPDATE books SET published = -5 WHERE id IN (SELECT min(id) FROM books)")
     file = ready.path / "app/models/books.py"
@@ -210,6 +217,8 @@ def test_bad_data_found_by_validate(ready: Project):
     check = '    __table_args__ = (CheckConstraint("published > 0", name="published_positive"),)\n'
     file.write_text(text.replace(table, table + check))
     assert ready.flask("db", "migrate", "-m", "positive").returncode == 0
+    (first,) = (ready.path / "migrations/versions").glob("*_positive.py")
+    first.write_text(without_the_look(first.read_text()))
     failed = ready.flask("db", "upgrade")
     assert failed.returncode == 1
     assert "Bad data found by VALIDATE" in failed.stdout
