@@ -24,7 +24,7 @@ def init_app(app: Flask) -> None:
 @click.command("doctor")
 @with_appcontext
 def doctor_command() -> None:
-    """Print the state of settings, database and migrations; exit 1 if anything needs a hand.
+    """Print the state of settings, database and migrations; exit 1 if anything needs fixing.
 
     Each finding names the heading of docs/recovery.md that says what to do. Changes nothing.
     """
@@ -32,7 +32,7 @@ def doctor_command() -> None:
     for line in lines:
         click.echo(line)
     findings = [line for line in lines if line.heading]
-    click.echo(f"needs a hand: {len(findings)}" if findings else "nothing needs a hand")
+    click.echo(f"to fix: {len(findings)}" if findings else "nothing to fix")
     sys.exit(1 if findings else 0)
 
 

@@ -40,7 +40,7 @@ MISSING_PRIVILEGE = "A missing privilege"
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at; `heading` of the runbook where it needs a hand."""
+    """One thing that was looked at; `heading` of the runbook where it needs fixing."""
 
     what: str
     found: str

@@ -102,7 +102,7 @@ def out_of_sight(connection: Connection) -> str:
     seen = text(f"{ELSEWHERE} AND n.nspname <> ALL (current_schemas(true))")
     return "".join(
         f"\nExtension {name} is in schema {schema}, where this connection does not look. "
-        f"Its owner is to run:\n  CREATE SCHEMA IF NOT EXISTS {SCHEMA};\n"
+        f"Its owner must run:\n  CREATE SCHEMA IF NOT EXISTS {SCHEMA};\n"
         f"  GRANT USAGE ON SCHEMA {SCHEMA} TO PUBLIC;\n"
         f"  ALTER EXTENSION {quoted} SET SCHEMA {SCHEMA};"
         for name, quoted, schema in connection.execute(seen)

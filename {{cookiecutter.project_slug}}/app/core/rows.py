@@ -33,7 +33,7 @@ def refuse_if_rows(
     """Stop `flask db upgrade`, with nothing changed, when rows of `table` match `where`.
 
     `breaks` names the constraint, `show` adds columns to the keys in the message. `fill` is the
-    backfill that mends the rows, `find` a query that shows them all.
+    backfill that fixes the rows, `find` a query that shows them all.
     """
     migration = op.get_context()
     if migration.as_sql:

@@ -55,21 +55,21 @@ def _check_history(needs_one_head: bool) -> None:
         if len(files) > 1:
             raise click.ClickException(
                 f"{' and '.join(files)} are both revision {revision}. Give one of them another "
-                "`revision`, and let the next one's `down_revision` follow."
+                "`revision`, and change the next one's `down_revision` to match."
             )
     try:
         heads = history.load().get_heads()
     except KeyError as error:
         raise click.ClickException(
             f"Revision {error.args[0]} is missing, and a file in migrations/versions builds on it. "
-            "Bring its file back (git log --diff-filter=D --stat -- migrations/versions shows what "
+            "Restore its file (git log --diff-filter=D --stat -- migrations/versions shows what "
             "was deleted), or set the other one's `down_revision`."
         ) from None
     except CommandError as error:
         raise click.ClickException(str(error)) from None
     except Exception as error:
         raise click.ClickException(
-            f"A file in migrations/versions can not be loaded: {type(error).__name__}: {error}"
+            f"A file in migrations/versions cannot be loaded: {type(error).__name__}: {error}"
         ) from None
     if needs_one_head and len(heads) > 1:
         raise click.ClickException(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")

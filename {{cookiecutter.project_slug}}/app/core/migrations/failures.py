@@ -91,6 +91,6 @@ def _no_version(tables: list[str]) -> str:
     return (
         f"The schema has tables ({', '.join(tables)}) but no revision: these "
         "migrations did not make them. Nothing was changed. If the tables are what revision "
-        f"{head} says: flask db stamp {head}, then flask db check. If they are rubbish, use an "
+        f"{head} says: flask db stamp {head}, then flask db check. If nobody needs them, use an "
         "empty schema. See docs/recovery.md, Database out of sync."
     )

@@ -72,7 +72,7 @@ class Steps:
             self.looks.append(look)
 
     def replace_index(self, create: ops.CreateIndexOp, was: str) -> None:
-        """Build an index anew whose name stays; `was` is its present definition."""
+        """Rebuild an index under the same name; `was` is its present definition."""
         build = was.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
         drop = _drop_concurrently(create.index_name, create.table_name)
         create.kw["postgresql_concurrently"] = True
@@ -82,7 +82,7 @@ class Steps:
     def change_primary_key(
         self, table: str, new: tuple[str, list[str]], old: tuple[str | None, list[str]]
     ) -> None:
-        """Build the new key's index beside the old one, and exchange the two in an instant."""
+        """Build the new key's index next to the old one, then swap the two in an instant."""
         (name, columns), (old_name, old_columns) = new, old
         fresh = _unique_index(shortened(f"{name}_new"), table, columns)
         _build_index(self, fresh)
@@ -155,7 +155,7 @@ def shortened(name: str) -> str:
 
 
 def build_again(name: str, create: ops.CreateIndexOp) -> OutsideTransaction:
-    """An index like `create`, under another name, built beside it while everybody works."""
+    """An index like `create`, under another name, built next to it while everybody works."""
     again = copy(create)
     again.index_name = name
     again.kw = create.kw | {"postgresql_concurrently": True}

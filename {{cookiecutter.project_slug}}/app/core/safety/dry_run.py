@@ -84,7 +84,7 @@ class DryRun:
         """Go to the state after these revisions, with no rows.
 
         Where `at_current` says that the real schema is in this very state, its structure is copied:
-        the upgrade will meet that. Else, or where there can be no copy, the history is built anew.
+        the upgrade will meet that. Otherwise, or if it cannot be copied, the history is replayed.
         """
         no_copy = ""
         if at_current:
@@ -97,7 +97,7 @@ class DryRun:
             self._build_anew(scripts)
         except (Exception, SystemExit) as error:
             why = self.scratch.plain(reason(error))
-            raise CannotJudge(f"{no_copy}the history does not build anew: {why}") from error
+            raise CannotJudge(f"{no_copy}the history cannot be replayed: {why}") from error
 
     def observe(self, works: Iterable[Work], script: Script | None = None) -> Observed:
         """Run the parts of one revision; after a statement that fails the next parts go on.

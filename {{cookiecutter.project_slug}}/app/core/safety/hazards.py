@@ -1,4 +1,4 @@
-"""What may go wrong with a revision in production: one entry per kind, for `migrate` and `lint`."""
+"""What a revision may do to production: one entry for each kind, for `migrate` and `lint`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,100 +8,102 @@ PAGE = "docs/migrations.md"
 # name: (what happens and to whom, the safe recipe). {table} and {item} are filled in.
 HAZARDS = {
     "required-column": (
-        "{where} is NOT NULL and has no server default. Adding it fails on a table that has "
-        "rows, and every INSERT of the code that still runs fails without it.",
-        "one constant is right for the old rows: mapped_column(server_default=…), one deploy, "
-        "no rewrite. Else two deploys: first `{item}: Mapped[… | None]` and code that fills it; "
-        "then a backfill and `{item}: Mapped[…]`. See {page}, A required column.",
+        "{where} is NOT NULL and has no server default. Adding it fails if the table has "
+        "rows, and every INSERT by code that does not know the column yet fails.",
+        "if one constant is right for all existing rows: mapped_column(server_default=…), in one "
+        "deploy and without a rewrite. Otherwise two deploys: first `{item}: Mapped[… | None]` and "
+        "code that fills it; then a backfill and `{item}: Mapped[…]`. See {page}, A required "
+        "column.",
     ),
     "volatile-default": (
         "{where} has a default that differs from row to row ({detail}). Adding it rewrites the "
-        "whole table, and nobody reads or writes {table} until that is done.",
-        "two deploys: first `{item}: Mapped[… | None]` without a default, and then the "
-        "server_default alone (it is for new rows only); then a backfill of the old rows and "
+        "whole table, and nobody can read or write {table} until that is done.",
+        "two deploys: first `{item}: Mapped[… | None]` without a default, then the server_default "
+        "on its own (it only affects new rows); then a backfill of the existing rows and "
         "`Mapped[…]`.",
     ),
     "identity-column": (
         "{where} is an identity or serial column. Adding it rewrites the whole table, and "
-        "nobody reads or writes {table} until that is done.",
-        "two deploys: first a nullable column, by hand a sequence, and "
-        "server_default=text(\"nextval('…')\") in a revision after it; then a backfill of the old "
-        "rows and `Mapped[int]`.",
+        "nobody can read or write {table} until that is done.",
+        "two deploys: first a nullable column, a sequence that you create by hand, and "
+        "server_default=text(\"nextval('…')\") in the next revision; then a backfill of the "
+        "existing rows and `Mapped[int]`.",
     ),
     "generated-column": (
         "{where} is a stored generated column. Adding it rewrites the whole table, and nobody "
-        "reads or writes {table} until that is done.",
-        "PostgreSQL 18 and later: Computed(…, persisted=False), which computes when read. Else "
-        "a nullable column that the code (or a trigger) fills, and a backfill of the old rows.",
+        "can read or write {table} until that is done.",
+        "on PostgreSQL 18 and later: Computed(…, persisted=False), which is computed when it is "
+        "read. Otherwise a nullable column that the code (or a trigger) fills, and a backfill of "
+        "the existing rows.",
     ),
     "type-change": (
-        "{where} changes its type{detail}, which rewrites the whole table or fails. Nobody "
-        "reads or writes {table} until that is done.",
-        "three deploys: a new column `{item}_new` with the new type that the code writes "
-        "besides {item}; then a backfill, and code that reads the new one; then {item} is "
-        "dropped.",
+        "{where} changes its type{detail}, which rewrites the whole table or fails. Nobody can "
+        "read or write {table} until that is done.",
+        "three deploys: first a column `{item}_new` of the new type, which the code writes as "
+        "well as {item}; then a backfill, and code that reads the new column; then drop {item}.",
     ),
     "table-rewrite": (
-        "The whole table {table} is rewritten. Nobody reads or writes it until that is done.",
-        "build the new form beside the old one: new column or table, dual write, backfill, switch.",
+        "The whole table {table} is rewritten. Nobody can read or write it until that is done.",
+        "build the new form next to the old one: a new column or table, write both, backfill, "
+        "switch.",
     ),
     "column-drop": (
-        "{where} is dropped with its data{detail}. The code that still runs reads it in every "
+        "{where} is dropped with its data{detail}. Code that is still running reads it in every "
         "query on {table}, and fails until the last old process is gone.",
-        "two deploys: first replace the column in the model by `__unused_columns__ = "
-        '("{item}",)` and `flask db migrate`; once that runs everywhere delete this line and '
-        "migrate again. If it is a rename, see {page}, A new name.",
+        "two deploys: first replace the column in the model with `__unused_columns__ = "
+        '("{item}",)` and run `flask db migrate`; once that is deployed everywhere, delete the '
+        "line and migrate again. If this is a rename, see {page}, A new name.",
     ),
     "table-drop": (
-        "Table {table} is dropped with its data{detail}. The code that still runs fails where "
-        "it uses it.",
-        'two deploys: first delete the model, and write `__unused_tables__ = ("{table}",)` in '
-        "app/models/__init__.py; `flask db migrate`. Once that runs everywhere, delete that line "
-        "and migrate again. See {page}, A table that goes.",
+        "Table {table} is dropped with its data{detail}. Code that is still running and uses it "
+        "fails.",
+        'two deploys: first delete the model, write `__unused_tables__ = ("{table}",)` in '
+        "app/models/__init__.py, and run `flask db migrate`; once that is deployed everywhere, "
+        "delete the line and migrate again. See {page}, A table that goes.",
     ),
     "column-rename": (
-        "{where} gets another name{detail}. The code that still runs reads the old one in every "
+        "{where} gets another name{detail}. Code that is still running uses the old name in every "
         "query on {table}, and fails until the last old process is gone.",
-        'rename the attribute only: `new_name: Mapped[…] = mapped_column("{item}")`. Or add a '
-        "new column and move in three deploys: {page}, A new name.",
+        'rename only the attribute: `new_name: Mapped[…] = mapped_column("{item}")`. Or add a '
+        "new column and move to it in three deploys: see {page}, A new name.",
     ),
     "table-rename": (
-        "Table {table} gets another name or schema{detail}. The code that still runs fails.",
-        'keep the table\'s name: `__tablename__ = "{table}"` under a class of any name. Or a new '
-        "table, dual write, backfill, switch.",
+        "Table {table} gets another name or schema{detail}. Code that is still running fails.",
+        'keep the table\'s name: a class of any name can say `__tablename__ = "{table}"`. Or a '
+        "new table: write both, backfill, switch.",
     ),
     "primary-key": (
-        "The primary key of {table} changes{detail}. A plain change builds it while nobody reads "
-        "or writes the table; foreign keys that refer to the old one stand in the way, and code "
-        "that still runs finds rows by the old one.",
+        "The primary key of {table} changes{detail}. A plain change builds it while nobody can read "
+        "or write the table; foreign keys that refer to the old key block it, and code that is "
+        "still running finds rows by the old key.",
         "two revisions, which `flask db migrate --acknowledge` writes. First, in an "
         'autocommit_block(): op.create_index("{table}_key", "{table}", […], unique=True, '
         "postgresql_concurrently=True), on NOT NULL columns. Then: ALTER TABLE {table} DROP "
         "CONSTRAINT pk_{table}, ADD CONSTRAINT pk_{table} PRIMARY KEY USING INDEX {table}_key.",
     ),
     "exclusion-constraint": (
-        "{where} is an exclusion constraint{detail}. It has no NOT VALID form: nobody reads or "
-        "writes {table} while it is built.",
-        "on a table that is or may become large: a new table that has it from the start, dual "
-        "write, backfill, switch. On a small one acknowledge it, and it is written.",
+        "{where} is an exclusion constraint{detail}. It has no NOT VALID form: nobody can read or "
+        "write {table} while it is built.",
+        "if the table is or may become large: a new table that has the constraint from the start; "
+        "write both, backfill, switch. If it is small, acknowledge the hazard.",
     ),
     "enum-value-removed": (
-        "{where} loses the value {detail}. Rows that have it can not be read any more.",
+        "{where} loses the value {detail}. Rows that have it can no longer be read.",
         "two deploys: first code that no longer writes it, and a backfill that replaces it; "
         "then remove the value.",
     ),
     "native-enum": (
-        "{where} is a native enum{detail}, of a type that the schema does not have yet. Such a "
-        "type can get values, but never lose one, and its own downgrade has to remove it.",
-        "`{item}: Mapped[YourEnum]` is stored as text by app/models/base.py; or Enum(…, "
-        "native_enum=False, length=64). A type that the database has already is kept, and gets "
-        "the values that the model gets.",
+        "{where} is a native enum{detail} whose type the schema does not have yet. Values can be "
+        "added to such a type, but never removed.",
+        "`{item}: Mapped[YourEnum]`, which app/models/base.py stores as text, or Enum(…, "
+        "native_enum=False, length=64). A type that the database already has is kept, and gets "
+        "the new values of the model.",
     ),
     "enum-values": (
         "The native enum {item} changes{detail}. PostgreSQL can add values to an enum; it cannot "
         "remove one, or put them in another order.",
-        "keep the values and their order in the model, and add new ones at any place. Or move "
-        "the column to text: a new column, backfill, switch.",
+        "keep the values and their order in the model, and add new ones anywhere. Or move the "
+        "column to text: a new column, backfill, switch.",
     ),
     "json-column": (
         "{where} is of type json, which has no equality: SELECT DISTINCT, GROUP BY and UNION "
@@ -115,40 +117,40 @@ HAZARDS = {
         "downgrade().",
     ),
     "index-build": (
-        "Index {item} of {table} is built while nobody can write {table}.",
+        "Nobody can write {table} while its index {item} is built.",
         "with op.get_context().autocommit_block(): op.drop_index(…, if_exists=True, "
         "postgresql_concurrently=True), then op.create_index(…, postgresql_concurrently=True).",
     ),
     "unique-constraint": (
-        "{where} is a new unique constraint. Nobody reads or writes {table} while its index is "
-        "built.",
+        "{where} is a new unique constraint. Nobody can read or write {table} while its index "
+        "is built.",
         "one revision that builds a unique index concurrently, and one with ALTER TABLE … ADD "
         "CONSTRAINT … UNIQUE USING INDEX …, as `flask db migrate` writes it.",
     ),
     "foreign-key": (
-        "{where} is a foreign key that is checked against all rows. Nobody writes {table} or "
-        "the table it refers to until that is done.",
+        "{where} is a foreign key, and all rows are checked. Nobody can write {table} or the table "
+        "that it refers to until that is done.",
         "op.create_foreign_key(…, postgresql_not_valid=True), and ALTER TABLE … VALIDATE "
         "CONSTRAINT … in the next revision.",
     ),
     "check-constraint": (
-        "{where} is a CHECK that is tried on all rows. Nobody reads or writes {table} until "
-        "that is done.",
+        "{where} is a CHECK constraint, and all rows are checked. Nobody can read or write {table} "
+        "until that is done.",
         "op.create_check_constraint(…, postgresql_not_valid=True), and ALTER TABLE … VALIDATE "
         "CONSTRAINT … in the next revision.",
     ),
     "set-not-null": (
-        "{where} becomes NOT NULL, which is tried on all rows. Nobody reads or writes {table} "
+        "{where} becomes NOT NULL, and all rows are checked. Nobody can read or write {table} "
         "until that is done{detail}.",
         "CHECK ({item} IS NOT NULL) NOT VALID in one revision; VALIDATE CONSTRAINT, SET NOT "
         "NULL and DROP CONSTRAINT in the next, as `flask db migrate` writes it.",
     ),
     "table-scan": (
-        "All rows of {table} are read under a lock that stops everybody else.",
+        "All rows of {table} are read under a lock that blocks everybody else.",
         "NOT VALID first, and VALIDATE CONSTRAINT in the next revision.",
     ),
     "validate-with-ddl": (
-        "{table} is validated in the transaction that changed it. The lock of the change is "
+        "{table} is validated in the transaction that changed it, so the lock of that change is "
         "held while all rows are read.",
         "put VALIDATE CONSTRAINT into a revision of its own, after this one.",
     ),
@@ -164,28 +166,28 @@ HAZARDS = {
         "ATTACH PARTITION … for each of them. See {page}, A partitioned table.",
     ),
     "ends-transaction": (
-        "{detail} ends the transaction of the revision: what came before it stays even if what "
-        "comes after it fails, or is lost although the revision counts as done.",
-        "remove it. What must not run in a transaction goes into: with "
+        "{detail} ends the revision's transaction: what came before stays even if what comes after "
+        "fails, or is lost although the revision counts as done.",
+        "remove it. Put what cannot run in a transaction into: with "
         "op.get_context().autocommit_block():",
     ),
     "run-setting": (
         "{item} is changed{detail}. Migrations rely on it: a statement that waits for a lock "
-        "must give up soon, and names must lead to the schema of the service.",
-        "leave it as it is. How long a migration waits for a lock is a setting, "
-        "MIGRATION_LOCK_TIMEOUT_MS; work that takes long belongs into backfill().",
+        "must soon give up, and names must refer to the service's schema.",
+        "leave it alone. MIGRATION_LOCK_TIMEOUT_MS sets how long a migration waits for a lock; "
+        "long work belongs in backfill().",
     ),
     "lock-table": (
-        "LOCK TABLE keeps others away from {table} until the revision ends.",
+        "LOCK TABLE keeps everybody else out of {table} until the revision ends.",
         "remove it: each statement takes the lock that it needs.",
     ),
     "object-drop": (
-        "The {detail} {item} is dropped. The code that still runs fails where it uses it.",
-        "two deploys: first code that does without it; then the drop, acknowledged.",
+        "The {detail} {item} is dropped. Code that is still running and uses it fails.",
+        "two deploys: first code that does not need it; then drop it, and acknowledge that.",
     ),
     "object-rename": (
-        "The {detail}. The code that still runs uses the old name, and fails.",
-        "keep the name; or make a second one beside it, and drop the first in the next deploy.",
+        "The {detail}. Code that is still running uses the old name, and fails.",
+        "keep the name, or create a second one and drop the first in the next deploy.",
     ),
     "whole-table-update": (
         "All rows of {table} change in one statement{detail}. They stay locked until it ends, "
@@ -195,11 +197,11 @@ HAZARDS = {
     ),
     "truncate": (
         "TRUNCATE removes all rows of {table}{detail}.",
-        "delete what must go, in batches, by a condition; or acknowledge it.",
+        "delete by a condition, in batches; or acknowledge it.",
     ),
     "schema-drop": (
-        "Schema {item} is dropped with all that is in it.",
-        "drop the tables one by one; SCHEMA is a setting, no migration names it.",
+        "Schema {item} is dropped with everything in it.",
+        "drop the tables one by one. SCHEMA is a setting; no migration should name it.",
     ),
     "database-drop": (
         "A database is dropped.",
@@ -207,15 +209,15 @@ HAZARDS = {
     ),
     "empty-downgrade": (
         "upgrade() changes the database and downgrade() does nothing: there is no way back.",
-        "write the opposite, in the opposite order.",
+        "undo each step, in reverse order.",
     ),
     "two-heads": (
-        "There are several heads ({detail}): `flask db upgrade` does not know where to go.",
-        '`flask db merge heads -m "join two branches"`, and commit the file.',
+        "There are several heads ({detail}), and `flask db upgrade` cannot choose.",
+        'run `flask db merge heads -m "join two branches"` and commit the file.',
     ),
     "duplicate-revision": (
-        "Revision {item} is there twice ({detail}): one of the files never runs.",
-        "give one of them another `revision`, and let the next one's `down_revision` follow.",
+        "Revision {item} exists twice ({detail}), and one of the files never runs.",
+        "give one of them another `revision`, and change the next one's `down_revision` to match.",
     ),
     "squawk": (
         "squawk says: {detail}",
@@ -223,7 +225,7 @@ HAZARDS = {
     ),
     "fails": (
         "It does not run: {detail}",
-        "change the revision, or the model that it was written for, and try again.",
+        "change the revision, or the model behind it, and try again.",
     ),
 }
 NOT_ACKNOWLEDGED = {

@@ -55,7 +55,7 @@ def _check_prepared(connection: Connection, schema: str) -> None:
     if there is None or not allowed:
         raise CannotJudge(
             f"a dry run works in a schema of its own, and the role {role} may not create one in "
-            f"the database {database}. Somebody who may is to run once:\n"
+            f"the database {database}. Somebody who has that privilege must run this once:\n"
             f"  CREATE SCHEMA {name} AUTHORIZATION {quote(role)};\n"
             "It stays empty: what a dry run does there is rolled back."
         )

@@ -37,7 +37,7 @@ class Scratch:
         self.names = {real: own}
         self.others = others
         self.copy = copy
-        # True where a history is built anew, which makes its other schemas itself.
+        # True while a history is replayed, which creates its other schemas itself.
         self.from_nothing = False
 
     def translated(self, sql: str) -> str:

@@ -39,7 +39,7 @@ from app.core.seeding.values import Field, Values, no_row
 
 # Python's dates, in a form that PostgreSQL compares with each of its own types of dates.
 FIRST_DAY, LAST_DAY = text("'0001-01-01'"), text("'9999-12-31'")
-# Columns of the temporary table beside the seed's own.
+# Columns of the temporary table besides the seed's own.
 ROW, READY = "_row", "_ready"
 
 
@@ -83,7 +83,7 @@ class Stage:
         return and_(*(self._same(column, rows) for column in self.seed.key_columns))
 
     def load(self) -> None:
-        """Fill the table anew, with what subqueries find now."""
+        """Refill the table with what the subqueries find now."""
         self._values.load()
         rows = self._values.rows()
         self.is_loaded = True
