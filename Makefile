@@ -29,6 +29,7 @@ bench: .venv/ready
 	@python tests/bench/stalls.py
 	@python tests/bench/scale.py
 	@python tests/bench/history.py
+	@python tests/bench/seeds.py
 
 release: .venv/ready
 	@git diff --quiet HEAD || { echo "Commit first: only what is committed goes into the archive." >&2; exit 1; }

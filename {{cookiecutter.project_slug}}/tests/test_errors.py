@@ -3,11 +3,11 @@
 import pytest
 from apiflask import APIFlask
 from flask.testing import FlaskClient
-from sqlalchemy import make_url, text
+from sqlalchemy import func, make_url, select, text
 
 from app import create_app
 from app.config import Settings
-from app.models import db
+from app.models import Book, db
 
 PROBLEM = "application/problem+json"
 
@@ -35,6 +35,25 @@ def test_an_unhandled_exception_tells_the_client_nothing(
     response = client.get("/healthz")
     assert (response.status_code, response.mimetype) == (500, PROBLEM)
     assert "secret" not in response.text
+
+
+def test_a_text_that_an_enum_does_not_have(settings: Settings) -> None:
+    app = create_app(settings)
+
+    @app.route("/count/<genre>", methods=["GET", "POST"])
+    def count(genre: str) -> str:
+        query = select(func.count()).select_from(Book).where(Book.genre == genre)
+        return str(db.session.scalar(query))
+
+    client = app.test_client()
+    assert client.get("/count/fiction").status_code == 200
+    response = client.get("/count/poetry")
+    assert (response.status_code, response.mimetype) == (404, PROBLEM)
+    response = client.post("/count/poetry", json={})
+    assert response.status_code == 422
+    assert "poetry" in response.get_json()["detail"]
+    with app.app_context():
+        db.engine.dispose()
 
 
 def test_a_lost_database(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     OperationalError,
     ProgrammingError,
+    StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
@@ -53,6 +54,7 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(OperationalError, _database_error)
     app.register_error_handler(ProgrammingError, _programming_error)
     app.register_error_handler(PoolTimeout, _database_error)
+    app.register_error_handler(StatementError, _statement_error)
     app.register_error_handler(StaleDataError, _changed_meanwhile)
     app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
     app.register_error_handler(RecursionError, _nested_too_deeply)
@@ -90,6 +92,14 @@ def _werkzeug_error(error: HTTPException) -> Response:
 
 def _data_error(error: DataError) -> Response:
     """A value that PostgreSQL cannot store: invalid in a body, not found in a URL."""
+    db.session.rollback()
+    return _problem(422 if request.content_length else 404, reason(error))
+
+
+def _statement_error(error: StatementError) -> Response:
+    """A text that an enum column does not have, found before it reaches PostgreSQL."""
+    if not isinstance(error.orig, LookupError):
+        raise error
     db.session.rollback()
     return _problem(422 if request.content_length else 404, reason(error))
 

@@ -73,9 +73,9 @@ HAZARDS = {
         "new table: write both, backfill, switch.",
     ),
     "primary-key": (
-        "The primary key of {table} changes{detail}. A plain change builds it while nobody can read "
-        "or write the table; foreign keys that refer to the old key block it, and code that is "
-        "still running finds rows by the old key.",
+        "The primary key of {table} changes{detail}. A plain change builds it while nobody can "
+        "read or write the table; foreign keys that refer to the old key block it, and code that "
+        "is still running finds rows by the old key.",
         "two revisions, which `flask db migrate --acknowledge` writes. First, in an "
         'autocommit_block(): op.create_index("{table}_key", "{table}", […], unique=True, '
         "postgresql_concurrently=True), on NOT NULL columns. Then: ALTER TABLE {table} DROP "
