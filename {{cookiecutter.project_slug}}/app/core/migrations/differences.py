@@ -71,7 +71,7 @@ def seen(operations: list[Any]) -> set[tuple[str, str]]:
 
 
 def retyped(operations: list[Any]) -> set[str]:
-    """The tables in which a column changes its type; the server then spells the rest differently."""
+    """The tables with a column that changes its type, after which other spellings change, too."""
     return {
         each.table_name
         for each in operations
