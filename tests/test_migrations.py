@@ -113,7 +113,7 @@ def test_every_command(project: Project):
     flask("upgrade")
     script = flask("upgrade", "--sql")
     assert "CREATE TABLE books" in script
-    assert 'SET search_path = "public"' in script
+    assert "SET search_path = public,extensions" in script
 
 
 def test_a_migration_drops_nobodys_table(project: Project):
