@@ -310,7 +310,14 @@ class Project:
 
 
 # These take long: with them first, no process is left alone with one at the end.
-LONG = ["test_upgrade.py", "test_docs.py", "test_written.py", "test_dry_run.py", "test_hook.py"]
+LONG = [
+    "test_upgrade.py",
+    "test_docs.py",
+    "test_written.py",
+    "test_dry_run.py",
+    "test_seeds.py",
+    "test_hook.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
