@@ -64,7 +64,8 @@ def test_the_own_command(cli: FlaskCliRunner) -> None:
     assert cli.invoke(args=["greet"]).output == "hello\\n"
 """,
 }
-# What a team adds to files of the template: the line of the template before it, and its own lines.
+# What a team adds to files of the template: the line of the template before it, and its own lines;
+# without a line before it, at the end.
 ADDITIONS = {
     "app/core/errors.py": [
         (
@@ -87,11 +88,11 @@ ADDITIONS = {
             '    app.cli.command("greet")(greet)\n',
         ),
         (
-            'deletes rows. Add --yes-in-production to go ahead."\n        )\n',
+            "",
             '\n\ndef greet() -> None:\n    """Say hello."""\n    click.echo("hello")\n',
         ),
     ],
-    # In the old layout a module; now a package has its name.
+    # Before 0.3.0 a module; since then a package has its name.
     "app/core/migrations.py": [("ATTEMPTS = 12\n", "# Ours: more patience.\n")],
     ".flaskenv": [("SCHEMA=books\n", "\n# Ours\nFEATURES=none\n")],
     "pyproject.toml": [
@@ -148,8 +149,11 @@ def create(repository: Path, folder: Path, checkout: str, **answers: object) -> 
     return Project(folder / "book-service")
 
 
-def lived_in(project: Project) -> None:
-    """Do what a team does: new files, changed lines, migrations, rows, settings."""
+def lived_in(project: Project) -> dict[str, list[tuple[str, str]]]:
+    """Do what a team does: new files, changed lines, migrations, rows, settings.
+
+    Return the additions to files that this version has.
+    """
     for name, text in NEW_FILES.items():
         (project.path / name).write_text(text.lstrip())
     models = project.path / "app/models/__init__.py"
@@ -168,12 +172,13 @@ def lived_in(project: Project) -> None:
     with (project.path / ".env").open("a") as env:
         env.write("LOG_LEVEL=WARNING\n")
     (project.path / "docs/deploying.md").unlink()
-    for name, additions in ADDITIONS.items():
+    made = {name: each for name, each in ADDITIONS.items() if (project.path / name).exists()}
+    for name, additions in made.items():
         file = project.path / name
         text = file.read_text()
         for before, ours in additions:
-            assert text.count(before) == 1, before
-            text = text.replace(before, before + ours)
+            assert not before or text.count(before) == 1, before
+            text = text.replace(before, before + ours) if before else text + ours
         file.write_text(text)
     for words in (["migrate", "-m", "orders"], ["revision", "-m", "fill"]):
         result = project.flask("db", *words)
@@ -185,6 +190,7 @@ def lived_in(project: Project) -> None:
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
     commit(project.path, "ours")
+    return made
 
 
 def untouched(project: Project) -> dict[str, str]:
@@ -238,7 +244,7 @@ def is_newest(project: Project) -> None:
 def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     answers = {"description": "Our {{ 'own' }} books", "db_schema": "books"}
     project = create(repository, tmp_path, f"v{version}", **answers)
-    lived_in(project)
+    additions_made = lived_in(project)
     update(project)
     first, *others = commands_of_the_page(project)
     assert first == "uvx cruft update --skip-apply-ask"
@@ -253,7 +259,7 @@ def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     assert readme.endswith("Three people.\n")
     assert not (project.path / "docs/deploying.md").exists()
     assert (project.path / ".github/workflows/ci.yml").exists()
-    for name, additions in ADDITIONS.items():
+    for name, additions in additions_made.items():
         file = project.path / name
         kept = file if file.exists() else file.with_name(f"{file.name}.ours")
         assert all(ours in kept.read_text() for _, ours in additions), name
