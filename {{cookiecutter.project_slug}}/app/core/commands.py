@@ -8,6 +8,7 @@ import click
 import flask_migrate
 from flask import Flask, current_app
 from flask.cli import with_appcontext
+from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import doctor, history, seeding
@@ -48,15 +49,27 @@ def prepare() -> None:
                 "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
             )
         flask_migrate.upgrade()
-        click.echo("2/4 migrations: done")
+        none = "none, because the database is ahead of this code"
+        click.echo(f"2/4 migrations: {none if _is_ahead() else 'done'}")
     else:
         click.echo("2/4 migrations: skipped (RUN_MIGRATIONS)")
     development = settings.app_env == "development"
-    if settings.run_seeds or (settings.run_seeds is None and development):
-        click.echo(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
-    else:
+    if not settings.run_seeds and (settings.run_seeds is False or not development):
         click.echo("3/4 seeds: skipped (RUN_SEEDS)")
+    elif _is_ahead():
+        click.echo("3/4 seeds: skipped, because those of the newer code are there")
+    else:
+        click.echo(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
     click.echo(f"4/4 serving on http://{settings.address}")
+
+
+def _is_ahead() -> bool:
+    """Whether newer code has migrated the database; no if this role may not see that."""
+    try:
+        with db.engine.connect() as connection:
+            return bool(history.unknown(history.current(connection)))
+    except DBAPIError:
+        return False
 
 
 def _error_of_listening(settings: Settings) -> OSError | None:
