@@ -22,7 +22,12 @@ from werkzeug.exceptions import BadRequest, HTTPException
 
 from app.core import privileges
 from app.core.database import missing_connect
-from app.core.database_errors import is_behind_the_models, is_without_privilege, reason
+from app.core.database_errors import (
+    conflicting_columns,
+    is_behind_the_models,
+    is_without_privilege,
+    reason,
+)
 from app.models import db
 
 MEDIA_TYPE = "application/problem+json"
@@ -44,9 +49,7 @@ class Problem(BaseModel):
 
 
 def init_app(app: APIFlask) -> None:
-    """Answer every error with a `Problem`, and say so in the OpenAPI document."""
-    app.config["HTTP_ERROR_SCHEMA"] = Problem.model_json_schema()
-    app.config["VALIDATION_ERROR_SCHEMA"] = Problem.model_json_schema()
+    """Answer every error with a `Problem`."""
     app.error_processor(_http_error)
     app.register_error_handler(HTTPException, _werkzeug_error)
     app.register_error_handler(DataError, _data_error)
@@ -58,7 +61,6 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(StaleDataError, _changed_meanwhile)
     app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
     app.register_error_handler(RecursionError, _nested_too_deeply)
-    app.spec_processor(_finish_spec)
 
 
 def _problem(
@@ -72,7 +74,7 @@ def _problem(
 def _http_error(error: HTTPError) -> Response:
     """APIFlask's `abort()`, and what its validation found."""
     faults = [
-        {"where": f"{location}.{field}", "detail": message}
+        {"where": f"{location}.{field}".removesuffix("._schema"), "detail": message}
         for location, fields in (error.detail or {}).items()
         for field, messages in fields.items()
         for message in messages
@@ -108,7 +110,11 @@ def _integrity_error(error: IntegrityError) -> Response:
     """A unique, foreign key, check or not-null constraint is violated."""
     db.session.rollback()
     diagnosis = getattr(error.orig, "diag", None)
-    return _problem(409, getattr(diagnosis, "message_detail", None) or "A constraint forbids this.")
+    detail = getattr(diagnosis, "message_detail", None) or "A constraint forbids this."
+    sent = request.get_json(silent=True) or {}
+    columns = [column for column in conflicting_columns(error) if column in sent]
+    faults = [{"where": f"json.{column}", "detail": detail} for column in columns]
+    return _problem(409, detail, faults or None)
 
 
 def _database_error(error: Exception) -> Response:
@@ -141,18 +147,3 @@ def _changed_meanwhile(error: Exception) -> Response:
 def _nested_too_deeply(error: RecursionError) -> Response:
     """JSON a thousand levels deep."""
     return _problem(400, "The body is nested too deeply.")
-
-
-def _finish_spec(spec: Any) -> Any:
-    for schema in spec.get("components", {}).get("schemas", {}).values():
-        for field in schema.get("properties", {}).values():
-            # A field with this "default" may be left out, but for most null is not a valid value.
-            if field.get("default", ...) is None:
-                del field["default"]
-    for path in spec["paths"].values():
-        for operation in path.values():
-            for status, response in operation.get("responses", {}).items():
-                content = response.get("content", {})
-                if int(status) >= 400 and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
-    return spec
