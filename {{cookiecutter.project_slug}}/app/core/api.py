@@ -20,6 +20,10 @@ Name = Annotated[
     str,
     StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=ONE_LINE),
 ]
+# For `get_or_404`: until the commit nobody else changes or deletes the row, while new rows may
+# refer to it.
+LOCKED: dict[str, Any] = {"with_for_update": {"key_share": True}}
+
 # The default of a field that may be left out but, unlike one with the default None, not be null.
 OMITTED: Any = None
 

@@ -49,7 +49,7 @@ class Problem(BaseModel):
 
 
 def init_app(app: APIFlask) -> None:
-    """Answer every error with a `Problem`."""
+    """Answer every error with a `Problem`, and say so in the OpenAPI document."""
     app.error_processor(_http_error)
     app.register_error_handler(HTTPException, _werkzeug_error)
     app.register_error_handler(DataError, _data_error)
@@ -61,6 +61,7 @@ def init_app(app: APIFlask) -> None:
     app.register_error_handler(StaleDataError, _changed_meanwhile)
     app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
     app.register_error_handler(RecursionError, _nested_too_deeply)
+    app.spec_processor(_finish_spec)
 
 
 def _problem(
@@ -147,3 +148,9 @@ def _changed_meanwhile(error: Exception) -> Response:
 def _nested_too_deeply(error: RecursionError) -> Response:
     """JSON a thousand levels deep."""
     return _problem(400, "The body is nested too deeply.")
+
+
+def _finish_spec(spec: Any) -> Any:
+    schemas = spec.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
+    return spec

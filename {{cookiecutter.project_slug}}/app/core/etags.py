@@ -10,10 +10,7 @@ from flask import Response, jsonify, request
 from pydantic import BaseModel
 from werkzeug.http import generate_etag
 
-from app.core.openapi import documented_view
-
-# The answers that show a resource as it now is.
-TAGGED = {("GET", 200), ("HEAD", 200), ("POST", 201), ("PATCH", 200), ("PUT", 200)}
+from app.core.openapi import TAGGED, documented_view
 
 CHANGED = "This has changed since you read it. Read it again, and send If-Match with its new ETag."
 
@@ -26,8 +23,8 @@ def init_app(app: APIFlask) -> None:
 def refuse_if_changed(row: Any, schema: type[BaseModel]) -> None:
     """Answer 412 if the client wants to change another version of `row`: see its If-Match.
 
-    `schema` is what GET answers. Read the row `with_for_update=True`: then nobody else can change
-    it between this check and the commit. Say `doc(responses=[412])` in the route.
+    `schema` is what GET answers. Read the row `LOCKED`, so that nobody changes it between this
+    check and the commit, and tell readers of the document: `doc(responses=[412])`.
     """
     if "If-Match" not in request.headers:
         return
@@ -37,13 +34,15 @@ def refuse_if_changed(row: Any, schema: type[BaseModel]) -> None:
 
 
 def _tag(response: Response) -> Response:
-    if (request.method, response.status_code) not in TAGGED or not response.is_json:
-        return response
-    if documented_view() is None:
-        return response
-    response.add_etag()
-    tag, _ = response.get_etag()
-    if request.method in ("GET", "HEAD") and request.if_none_match.contains_weak(tag or ""):
-        response.status_code = 304
-        response.set_data(b"")
+    is_tagged = response.is_json and (request.method, response.status[:3]) in TAGGED
+    if is_tagged and documented_view() is not None:
+        response.add_etag()
+        if "If-None-Match" in request.headers and _is_known_to_client(response):
+            response.status_code = 304
+            response.set_data(b"")
     return response
+
+
+def _is_known_to_client(response: Response) -> bool:
+    tag, _ = response.get_etag()
+    return request.method in ("GET", "HEAD") and request.if_none_match.contains_weak(tag or "")

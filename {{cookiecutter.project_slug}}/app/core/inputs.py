@@ -23,9 +23,13 @@ from app.core.openapi import documented_view
 JSON = "application/json"
 
 # How a query spells the values of a type; Python's int() and pydantic accept more, such as 1_0.
+WHOLE = "-?(0|[1-9][0-9]*)"
 SPELLING = {
-    "integer": (re.compile(r"-?(0|[1-9][0-9]*)"), "It should be a whole number, such as 20."),
-    "number": (re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"), "It should be a number, such as 1.5."),
+    "integer": (re.compile(WHOLE), "It should be a whole number, such as 20."),
+    "number": (
+        re.compile(rf"{WHOLE}(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
+        "It should be a number, such as 1.5.",
+    ),
     "boolean": (re.compile(r"true|false"), "It should be true or false."),
 }
 NOT_STORABLE = "It has a character that cannot be stored: NUL, or half of a surrogate pair."

@@ -8,21 +8,22 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from apiflask import APIFlask
 from flask import current_app, request
 
-from app.core.errors import MEDIA_TYPE, Problem
+from app.core.errors import MEDIA_TYPE
 
 # Parts of the document are plain dictionaries.
 Spec = dict[str, Any]
 
 JSON = "application/json"
 SCHEMAS = "#/components/schemas/"
-BODIES = ["post", "put", "patch"]
-CHANGES = [*BODIES, "delete"]
+# Its two schemas of errors, for which we have one.
+APIFLASKS = ("HTTPError", "ValidationError")
+CHANGES = ("post", "put", "patch", "delete")
 
 # What APIFlask does not know: which answers an operation can give.
 ANSWERS = {
@@ -55,11 +56,11 @@ HEADERS: Spec = {
         "schema": {"type": "string", "examples": ["5"]},
     },
 }
-HEADERS_OF = {
-    "200": ["ETag"],
-    "201": ["ETag", "Location"],
-    "304": ["ETag"],
-    "503": ["Retry-After"],
+HEADERS_OF = {"201": ["Location"], "503": ["Retry-After"]}
+# The answers that show a resource as it now is, and therefore have its ETag.
+TAGGED = {
+    *(("GET", "200"), ("HEAD", "200"), ("GET", "304")),
+    *(("POST", "201"), ("PUT", "200"), ("PATCH", "200")),
 }
 EXAMPLES = {
     "boolean": True,
@@ -76,26 +77,33 @@ def init_app(app: APIFlask) -> None:
     app.config["AUTO_OPERATION_ID"] = True
     # APIFlask would keep the host that the first client named.
     app.config["SERVERS"] = [{"url": "/"}]
-    app.spec_processor(partial(_complete, app))
+    app.spec_processor(partial(_complete, app, app.spec_callback))
 
 
 def documented_view() -> Spec | None:
     """What APIFlask knows of the requested view; None if the document does not have it."""
-    blueprint = current_app.blueprints.get(request.blueprint or "")
+    if (rule := request.url_rule) is None:
+        return None
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    return _known(app, rule.endpoint, request.method)
+
+
+@lru_cache(1000)
+def _known(app: APIFlask, endpoint: str, method: str) -> Spec | None:
+    blueprint = app.blueprints.get(endpoint.rpartition(".")[0])
     if not getattr(blueprint, "enable_openapi", False):
         return None
-    view = current_app.view_functions[request.endpoint or ""]
-    method = "GET" if request.method == "HEAD" else request.method
-    known: Spec = getattr(view, "_method_spec", {}).get(method) or getattr(view, "_spec", {})
+    view = app.view_functions[endpoint]
+    of_methods = getattr(view, "_method_spec", {})
+    of_view = getattr(view, "_spec", {})
+    known: Spec = of_methods.get("GET" if method == "HEAD" else method) or of_view
     return None if known.get("hide") else known
 
 
-def _complete(app: APIFlask, spec: Spec) -> Spec:
-    spec = _with_each_schema_once(spec)
-    components = spec.setdefault("components", {})
-    schemas = components.setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema(ref_template=SCHEMAS + "{model}")
-    components["headers"] = HEADERS
+def _complete(app: APIFlask, add_problem: Any, spec: Spec) -> Spec:
+    spec = _with_each_schema_once(add_problem(spec))
+    spec["components"]["headers"] = HEADERS
+    schemas = spec["components"]["schemas"]
     for schema in schemas.values():
         for field in schema.get("properties", {}).values():
             _forget_omitted(field)
@@ -115,8 +123,8 @@ def _operations(spec: Spec) -> Iterator[tuple[str, Spec]]:
 
 def _with_each_schema_once(spec: Spec) -> Spec:
     """APIFlask writes the schema of a field again for each parent: `BookIn.Genre` is `Genre`."""
-    schemas = spec.get("components", {}).get("schemas", {})
-    for name in ("HTTPError", "ValidationError"):
+    schemas = spec["components"]["schemas"]
+    for name in APIFLASKS:
         schemas.pop(name, None)
     parent = re.escape(SCHEMAS) + r"[\w-]+\."
     forms: dict[str, set[str]] = {}
@@ -160,13 +168,18 @@ def _complete_answers(method: str, operation: Spec) -> None:
     if "412" in answers:
         operation["description"] = f"{operation.get('description', '')}\n\n{IF_MATCH}".strip()
     for status, answer in answers.items():
-        if int(status) >= 400 and JSON in answer.get("content", {JSON: {}}):
+        if status[0] in "45" and ("content" not in answer or _is_of_apiflask(answer["content"])):
             answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": f"{SCHEMAS}Problem"}}}
-        if (method, status) != ("post", "200"):
-            for name in HEADERS_OF.get(status, []):
-                header = {"$ref": f"#/components/headers/{name}"}
-                answer.setdefault("headers", {}).setdefault(name, header)
+        tag = ["ETag"] if (method.upper(), status) in TAGGED else []
+        for name in tag + HEADERS_OF.get(status, []):
+            header = {"$ref": f"#/components/headers/{name}"}
+            answer.setdefault("headers", {}).setdefault(name, header)
     operation["responses"] = dict(sorted(answers.items()))
+
+
+def _is_of_apiflask(content: Spec) -> bool:
+    known = [{"$ref": SCHEMAS + name} for name in APIFLASKS]
+    return content.get(JSON, {}).get("schema") in known
 
 
 def _statuses(method: str, operation: Spec) -> list[str]:
@@ -225,9 +238,8 @@ def _name_operations(app: APIFlask, spec: Spec) -> None:
 
 def _describe_tags(app: APIFlask, spec: Spec) -> None:
     """Say of each blueprint's tag what the docstring of its module says."""
-    for blueprint in app.blueprints.values():
-        words = sys.modules[blueprint.import_name].__doc__ or ""
-        name = getattr(blueprint, "tag", None) or blueprint.name.title()
+    for name, blueprint in app.blueprints.items():
+        words = sys.modules[blueprint.import_name].__doc__
         for tag in spec.get("tags", []):
-            if words and tag["name"] == name:
+            if words and tag["name"] == (getattr(blueprint, "tag", None) or name.title()):
                 tag.setdefault("description", words.strip())

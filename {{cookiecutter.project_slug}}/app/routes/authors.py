@@ -7,7 +7,7 @@ from flask import url_for
 from pydantic import Field
 from sqlalchemy import select
 
-from app.core.api import OMITTED, In, KeysetPage, KeysetQuery, Name, Out, Year, keyset_page
+from app.core.api import LOCKED, OMITTED, In, KeysetPage, KeysetQuery, Name, Out, Year, keyset_page
 from app.core.etags import refuse_if_changed
 from app.models import Author, db
 
@@ -73,7 +73,7 @@ def create_author(json_data: AuthorIn) -> tuple[Author, int, dict[str, str]]:
 @authors.doc(responses=[412])
 def change_author(author_id: int, json_data: AuthorChange) -> Author:
     """Change some fields of an author."""
-    author = _author_or_404(author_id, with_for_update=True)
+    author = _author_or_404(author_id, **LOCKED)
     refuse_if_changed(author, AuthorOut)
     for name, value in json_data.model_dump(exclude_unset=True).items():
         setattr(author, name, value)
@@ -86,7 +86,7 @@ def change_author(author_id: int, json_data: AuthorChange) -> Author:
 @authors.doc(responses=[412])
 def delete_author(author_id: int) -> str:
     """Delete an author who has no books."""
-    author = _author_or_404(author_id, with_for_update=True)
+    author = _author_or_404(author_id, **LOCKED)
     refuse_if_changed(author, AuthorOut)
     db.session.delete(author)
     db.session.commit()

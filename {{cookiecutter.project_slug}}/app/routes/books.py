@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import select
 
 from app.core.api import (
+    LOCKED,
     OMITTED,
     ONE_LINE,
     Id,
@@ -98,7 +99,7 @@ def create_book(json_data: BookIn) -> tuple[Book, int, dict[str, str]]:
 @books.doc(responses=[412])
 def change_book(book_id: int, json_data: BookChange) -> Book:
     """Change some fields of a book."""
-    book = _book_or_404(book_id, with_for_update=True)
+    book = _book_or_404(book_id, **LOCKED)
     refuse_if_changed(book, BookOut)
     for name, value in json_data.model_dump(exclude_unset=True).items():
         setattr(book, name, value)
@@ -111,7 +112,7 @@ def change_book(book_id: int, json_data: BookChange) -> Book:
 @books.doc(responses=[412])
 def delete_book(book_id: int) -> str:
     """Delete a book."""
-    book = _book_or_404(book_id, with_for_update=True)
+    book = _book_or_404(book_id, **LOCKED)
     refuse_if_changed(book, BookOut)
     db.session.delete(book)
     db.session.commit()
