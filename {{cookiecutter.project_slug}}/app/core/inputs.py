@@ -6,6 +6,7 @@ nobody declared, and what is not JSON.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from apiflask import APIFlask, abort
 from apiflask.openapi_adapters import openapi_helper
 from flask import Request, request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, NotFound, UnsupportedMediaType
 from werkzeug.routing import IntegerConverter, Map
 
 from app.core.api import LARGEST
@@ -55,6 +56,14 @@ class PlainInteger(IntegerConverter):
             self.regex = "[0-9]+"
         super().__init__(map, fixed_digits, **options)
 
+    def to_python(self, value: str) -> int:
+        """The number, if a `bigint` can hold it."""
+        number: int = super().to_python(value)
+        if abs(number) > LARGEST:
+            # Not werkzeug's ValidationError, which becomes 405 if the URL has other methods.
+            raise NotFound
+        return number
+
 
 class JSONRequest(Request):
     """A request that says why its body is not JSON."""
@@ -76,7 +85,9 @@ class StrictJSON(DefaultJSONProvider):
             "parse_float": _number,
             "object_pairs_hook": _object,
         }
-        return super().loads(s, **rules | kwargs)
+        # As bytes, UTF-16 and halves of surrogate pairs would pass.
+        text = s.decode() if isinstance(s, bytes) else s
+        return super().loads(text, **rules | kwargs)
 
 
 def _refuse_constant(name: str) -> Any:
@@ -94,8 +105,7 @@ def _number(text: str) -> float | int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the field {json.dumps(twice)} is there twice")
     return found
 

@@ -62,7 +62,9 @@ TAGGED = {
     *(("GET", "200"), ("HEAD", "200"), ("GET", "304")),
     *(("POST", "201"), ("PUT", "200"), ("PATCH", "200")),
 }
+# Of a value that has no rules.
 EXAMPLES = {
+    "string": "text",
     "boolean": True,
     "integer": 1,
     "number": 1.5,
@@ -211,7 +213,9 @@ def _example(schema: Spec, schemas: Spec, seen: tuple[str, ...] = ()) -> Any:
         item = _example(schema["items"], schemas, seen)
         return None if item is None else [item]
     if "properties" not in schema:
-        return EXAMPLES.get(str(schema.get("format") or schema.get("type")))
+        is_free = schema.keys() <= {"type", "format", "title", "description"}
+        kind = str(schema.get("format") or schema.get("type"))
+        return schema.get("default", EXAMPLES.get(kind) if is_free else None)
     fields = {name: _example(each, schemas, seen) for name, each in schema["properties"].items()}
     found = {name: example for name, example in fields.items() if example is not None}
     return found if found.keys() >= set(schema.get("required", [])) else None
