@@ -14,12 +14,17 @@ from app.models import db
 # The largest `bigint`, which is the type of every integer column.
 LARGEST = 2**63 - 1
 
-# Not only spaces, and no control characters: PostgreSQL cannot store NUL.
-ONE_LINE = r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$"
-Name = Annotated[
+# Text with something to read in it and without control characters: PostgreSQL cannot store NUL.
+Line = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=200, pattern=ONE_LINE),
+    StringConstraints(
+        strip_whitespace=True,
+        min_length=1,
+        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+    ),
 ]
+Name = Annotated[Line, StringConstraints(max_length=200)]
+
 # For `get_or_404`: until the commit nobody else changes or deletes the row, while new rows may
 # refer to it.
 LOCKED: dict[str, Any] = {"with_for_update": {"key_share": True}}

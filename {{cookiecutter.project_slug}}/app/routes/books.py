@@ -10,11 +10,11 @@ from sqlalchemy import select
 from app.core.api import (
     LOCKED,
     OMITTED,
-    ONE_LINE,
     Id,
     In,
     KeysetPage,
     KeysetQuery,
+    Line,
     Out,
     Year,
     keyset_page,
@@ -24,10 +24,7 @@ from app.models import Book, Genre, db
 
 books = APIBlueprint("books", __name__, url_prefix="/api/books")
 
-Title = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=300, pattern=ONE_LINE),
-]
+Title = Annotated[Line, StringConstraints(max_length=300)]
 Isbn = Annotated[str, Field(pattern=r"^[0-9]{13}$", examples=["9781400033416"])]
 
 
