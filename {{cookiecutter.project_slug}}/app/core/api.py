@@ -96,9 +96,9 @@ def keyset_page(
 
 def _url_of_items_after(last: Any) -> str:
     here = url_for(request.endpoint or "", **(request.view_args or {}))
-    # The total was asked for once.
-    again = {name: value for name, value in request.args.items() if name != "total"}
-    return f"{here}?{urlencode(again | {'after': last})}"
+    again = request.args.to_dict(flat=False) | {"after": [last]}
+    again.pop("total", None)  # it was asked for once
+    return f"{here}?{urlencode(again, doseq=True)}"
 
 
 class PageQuery(BaseModel):
