@@ -4,7 +4,18 @@ from apiflask import APIFlask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.config import PROJECT, Settings, load_settings
-from app.core import commands, database, errors, logs, migrations, seeding, shell
+from app.core import (
+    commands,
+    database,
+    errors,
+    etags,
+    inputs,
+    logs,
+    migrations,
+    openapi,
+    seeding,
+    shell,
+)
 from app.routes import BLUEPRINTS
 from app.seeds import SEEDS
 
@@ -29,7 +40,10 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     commands.init_app(app)
     seeding.init_app(app, SEEDS)
     shell.init_app(app)
+    inputs.init_app(app)
+    etags.init_app(app)
     errors.init_app(app)
+    openapi.init_app(app)
 
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
