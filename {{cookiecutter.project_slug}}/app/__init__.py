@@ -4,7 +4,19 @@ from apiflask import APIFlask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.config import PROJECT, Settings, load_settings
-from app.core import commands, database, errors, logs, migrations, seeding, shell
+from app.core import (
+    commands,
+    database,
+    errors,
+    logs,
+    metrics,
+    migrations,
+    requests,
+    seeding,
+    sentry,
+    shell,
+    tracing,
+)
 from app.routes import BLUEPRINTS
 from app.seeds import SEEDS
 
@@ -24,12 +36,16 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     app.url_map.strict_slashes = False
 
     logs.init_app(settings)
+    sentry.init_app(settings)
+    tracing.init_app(app, settings)
     database.init_app(app, settings)
     migrations.init_app(app)
     commands.init_app(app)
     seeding.init_app(app, SEEDS)
     shell.init_app(app)
     errors.init_app(app)
+    requests.init_app(app, settings)
+    metrics.init_app(app, settings)
 
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)

@@ -6,13 +6,17 @@ import sys
 
 import click
 import flask_migrate
+import structlog
 from flask import Flask, current_app
 from flask.cli import with_appcontext
 
 from app.config import Settings
 from app.core import doctor, history, seeding
 from app.core.database import connect_when_ready
+from app.core.logs import say
 from app.models import db
+
+log = structlog.get_logger("start")
 
 
 def init_app(app: Flask) -> None:
@@ -39,31 +43,53 @@ def doctor_command() -> None:
 def prepare() -> None:
     """Wait for the database, upgrade it, seed it: what init.sh does before it serves."""
     settings: Settings = current_app.config["SETTINGS"]
-    _refuse_a_used_port(settings)
+    if not settings.production:
+        _prepare(settings)
+        return
+    try:
+        _prepare(settings)
+    # In production the last words are a line of the log too, also those that nobody foresaw.
+    except click.ClickException as error:
+        log.error(error.format_message())
+        sys.exit(error.exit_code)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            log.error(str(error))
+            sys.exit(1)
+        raise
+    except Exception:
+        log.exception("the start failed")
+        sys.exit(1)
+
+
+def _prepare(settings: Settings) -> None:
+    _refuse_a_used_port(settings, "PORT", settings.port)
+    if settings.metrics_port:
+        _refuse_a_used_port(settings, "METRICS_PORT", settings.metrics_port)
     connect_when_ready(db.engine, settings.database_wait_seconds).close()
-    click.echo("1/4 database: ready")
+    say("1/4 database: ready")
     if settings.run_migrations:
         if not history.FOLDER.exists():
             raise click.ClickException(
                 "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
             )
         flask_migrate.upgrade()
-        click.echo("2/4 migrations: done")
+        say("2/4 migrations: done")
     else:
-        click.echo("2/4 migrations: skipped (RUN_MIGRATIONS)")
+        say("2/4 migrations: skipped (RUN_MIGRATIONS)")
     development = settings.app_env == "development"
     if settings.run_seeds or (settings.run_seeds is None and development):
-        click.echo(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
+        say(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
     else:
-        click.echo("3/4 seeds: skipped (RUN_SEEDS)")
-    click.echo(f"4/4 serving on http://{settings.address}")
+        say("3/4 seeds: skipped (RUN_SEEDS)")
+    say(f"4/4 serving on http://{settings.address}")
 
 
-def _error_of_listening(settings: Settings) -> OSError | None:
+def _error_of_listening(settings: Settings, port: int) -> OSError | None:
     ipv6 = ":" in settings.host
     try:
         socket.create_server(
-            (settings.host, settings.port),
+            (settings.host, port),
             family=socket.AF_INET6 if ipv6 else socket.AF_INET,
             dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),  # as gunicorn listens on ::
         ).close()
@@ -72,11 +98,15 @@ def _error_of_listening(settings: Settings) -> OSError | None:
     return None
 
 
-def _refuse_a_used_port(settings: Settings) -> None:
-    if error := _error_of_listening(settings):
+def _refuse_a_used_port(settings: Settings, name: str, port: int) -> None:
+    if error := _error_of_listening(settings, port):
         why = str(error.strerror).partition(" (while ")[0]  # Python repeats the address there
         used = error.errno == errno.EADDRINUSE
         raise click.ClickException(
-            f"cannot listen on {settings.address} ({why}). "
-            + ("Stop the program that does, or set PORT." if used else "Set another HOST or PORT.")
+            f"cannot listen on {settings.address_of(port)} ({why}). "
+            + (
+                f"Stop the program that does, or set {name}."
+                if used
+                else f"Set another HOST or {name}."
+            )
         )

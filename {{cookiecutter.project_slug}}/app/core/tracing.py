@@ -1,0 +1,41 @@
+"""Traces to an OpenTelemetry collector, if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+
+Its packages are the dependency group `otel`, which reads all of its other variables itself, from
+OTEL_SERVICE_NAME to OTEL_TRACES_SAMPLER.
+"""
+
+import os
+from typing import Any
+
+import click
+from flask import Flask, request
+from structlog.contextvars import get_contextvars
+
+from app.config import PROJECT, Settings
+
+
+def init_app(app: Flask, settings: Settings) -> None:
+    """Make a span of each request, in the caller's trace, and of each statement in it."""
+    # Commands are left alone: a migration would be a hundred traces.
+    if settings.otel_exporter_otlp_endpoint is None or click.get_current_context(silent=True):
+        return
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.instrumentation.flask import FlaskInstrumentor
+    from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    os.environ.setdefault("OTEL_SERVICE_NAME", PROJECT["name"])
+    provider = TracerProvider()
+    endpoint = f"{settings.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces"
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+    FlaskInstrumentor.instrument_app(app, tracer_provider=provider, response_hook=_describe)
+    # Not SQLAlchemy's, which refuses SQLAlchemy 2.1.
+    PsycopgInstrumentor().instrument(tracer_provider=provider)
+
+
+def _describe(span: Any, _status: str, _headers: Any) -> None:
+    """The id that the log lines have, and no query string."""
+    if span:
+        span.set_attribute("request_id", get_contextvars().get("request_id", ""))
+        span.set_attribute("http.target", request.path)
