@@ -10,7 +10,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from structlog.processors import TimeStamper
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -48,7 +48,7 @@ class InvalidSettings(SystemExit):
         super().__init__(message)
         if os.environ.get("APP_ENV") == "production" and not sys.stderr.isatty():
             words = {"event": message, "logger": "settings", "level": "error"}
-            self.code = json.dumps(words | {"timestamp": datetime.now(UTC).isoformat()})
+            self.code = json.dumps(TimeStamper(fmt="iso", utc=True)(None, "", words))
 
 
 def _database_url(value: object) -> URL | None:
