@@ -7,10 +7,9 @@ from typing import Any
 
 from gunicorn import glogging
 from gunicorn.util import make_fail_app
-from gunicorn.workers.gthread import ThreadWorker
 
 from app.config import ROOT, load_settings
-from app.core import embedded, metrics
+from app.core import drain, embedded, metrics
 from app.core.logs import logging_config
 
 settings = load_settings()
@@ -25,16 +24,17 @@ if settings.metrics_port:
     metrics.make_folder()
 
 workers = settings.web_concurrency
-# One for each connection in the pool.
-threads = settings.database_pool_size
+threads = settings.web_threads
 
-# Seconds that running requests have to finish after SIGTERM.
+# Longer than balancers keep idle connections (60 s), or they send a request on a closed one.
+keepalive = 75
+# Seconds that running requests have to finish: more than a statement may take.
 graceful_timeout = 20
 reload = settings.app_env == "development"
 reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc]
+class PatientWorker(drain.DrainingWorker):
     """Shows why the saved code does not start, and waits for the next save."""
 
     def load_wsgi(self) -> None:
@@ -50,7 +50,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         os._exit(0)
 
 
-worker_class = PatientWorker if reload else "gthread"
+worker_class = PatientWorker if reload else drain.DrainingWorker
+
+
+def on_starting(server: Any) -> None:
+    """Let the master drain before it stops."""
+    drain.install(settings, server)
 
 
 def post_fork(server: Any, worker: Any) -> None:

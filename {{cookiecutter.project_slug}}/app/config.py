@@ -179,10 +179,13 @@ class Settings(BaseSettings):
     )
     database_url_migrations: DatabaseUrl = Field(None, repr=False)
     database_pooled: bool = False
-    database_pool_size: int = Field(5, ge=1)
-    database_pool_overflow: int = Field(5, ge=0)
+    database_pool_size: int = Field(8, ge=1)
+    database_pool_overflow: int = Field(7, ge=0)
     database_pool_recycle: int = Field(1800, ge=-1)
-    database_pool_timeout: float = Field(10, gt=0, allow_inf_nan=False)
+    database_pool_timeout: float = Field(2, gt=0, allow_inf_nan=False)
+    database_statement_timeout_ms: int = Field(12_000, ge=0)
+    database_lock_timeout_ms: int = Field(11_000, ge=0)
+    database_idle_timeout_ms: int = Field(30_000, ge=0)
     database_wait_seconds: float = Field(60, ge=0, allow_inf_nan=False)
     schema_name: Annotated[str, AfterValidator(_schema_name)] = Field(
         "public", validation_alias="SCHEMA"
@@ -198,6 +201,9 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
+    web_threads: int = Field(40, ge=1)
+    # If unset: 5 in production, 0 elsewhere.
+    drain_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"

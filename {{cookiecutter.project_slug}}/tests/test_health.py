@@ -21,12 +21,20 @@ def test_ready_at_the_head_revision(client: FlaskClient) -> None:
     assert {response.get_json()["revision"]} == history.heads()
 
 
-def test_not_ready_at_another_revision(client: FlaskClient, session: Session) -> None:
-    session.execute(text("UPDATE alembic_version SET version_num = 'older'"))
+def test_not_ready_behind_the_code(client: FlaskClient, session: Session) -> None:
+    session.execute(text("DELETE FROM alembic_version"))
     session.commit()
     response = client.get("/readyz")
     assert response.status_code == 503
     assert "flask db upgrade" in response.get_json()["reason"]
+
+
+def test_ready_ahead_of_the_code(client: FlaskClient, session: Session) -> None:
+    session.execute(text("UPDATE alembic_version SET version_num = 'newer'"))
+    session.commit()
+    response = client.get("/readyz")
+    assert response.status_code == 200
+    assert "ahead of the code" in response.get_json()["reason"]
 
 
 def test_not_ready_before_the_first_upgrade(empty_app: APIFlask) -> None:

@@ -9,6 +9,7 @@ import flask_migrate
 import structlog
 from flask import Flask, current_app
 from flask.cli import with_appcontext
+from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
 from app.core import doctor, history, seeding
@@ -74,15 +75,27 @@ def _prepare(settings: Settings) -> None:
                 "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
             )
         flask_migrate.upgrade()
-        say("2/4 migrations: done")
+        none = "none, because the database is ahead of this code"
+        say(f"2/4 migrations: {none if _is_ahead() else 'done'}")
     else:
         say("2/4 migrations: skipped (RUN_MIGRATIONS)")
     development = settings.app_env == "development"
-    if settings.run_seeds or (settings.run_seeds is None and development):
-        say(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
-    else:
+    if not settings.run_seeds and (settings.run_seeds is False or not development):
         say("3/4 seeds: skipped (RUN_SEEDS)")
+    elif _is_ahead():
+        say("3/4 seeds: skipped, because those of the newer code are there")
+    else:
+        say(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
     say(f"4/4 serving on http://{settings.address}")
+
+
+def _is_ahead() -> bool:
+    """Whether newer code has migrated the database; no if this role may not see that."""
+    try:
+        with db.engine.connect() as connection:
+            return bool(history.unknown(history.current(connection)))
+    except DBAPIError:
+        return False
 
 
 def _error_of_listening(settings: Settings, port: int) -> OSError | None:

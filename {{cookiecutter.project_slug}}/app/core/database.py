@@ -1,20 +1,32 @@
 """Which database, and how to connect: URL, schema, pool, waiting."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import click
 import psycopg
 import structlog
-from flask import Flask
+from flask import Flask, current_app
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
-from app.core import embedded, extensions
+from app.core import connections, embedded, extensions, session
 from app.core.waiting import at_most_every, tries
 from app.models import db
 
 CONNECT_TIMEOUT_SECONDS = 5
+# How the kernel notices that nobody is at the other end any more: what was sent stays
+# unacknowledged for so long, or an idle connection does not answer.
+NETWORK = {
+    "tcp_user_timeout": 5000,
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+# What /readyz may take: the probe of a balancer waits a few seconds at most.
+PROBE_SECONDS = 2
 REPORT_EVERY_SECONDS = 3
 NEXT_STEP = "Is the database running, and is DATABASE_URL right?"
 
@@ -34,13 +46,47 @@ class DatabaseUnavailable(SystemExit):
 def init_app(app: Flask, settings: Settings) -> None:
     """Attach `db` to the service: pooled connections whose search_path is SCHEMA."""
     url = database_url(settings)
+    limits = _limits(settings)
+    options = _engine_options(settings, url, limits)
     app.config["SQLALCHEMY_DATABASE_URI"] = url
-    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = _engine_options(settings, url)
+    app.config["SQLALCHEMY_ENGINE_OPTIONS"] = options
     db.init_app(app)
     with app.app_context():
-        _start_embedded_on_first_use(db.engine, settings)
+        engine = db.engine
+    # Everything in a test happens in one transaction, on one connection.
+    alone = settings.app_env == "test"
+    # After db.init_app: of what ends a request, Flask begins with what was registered last.
+    session.init_app(app, db.session, engine, autocommit=not (alone or settings.database_pooled))
+    probe = engine if alone else create_engine(url, **options | _only_for_probes(options))
+    app.extensions["probe"] = probe
+    for each in {engine, probe}:
+        _start_embedded_on_first_use(each, settings)
+        connections.watch(each, limits.get("statement_timeout", 0) / 1000)
         if settings.database_pooled:
-            _set_schema_per_transaction(db.engine, settings.schema_name)
+            _set_schema_per_transaction(each, settings.schema_name)
+
+
+def probe() -> Engine:
+    """An engine with one connection, for /readyz: a pool that is exhausted does not concern it."""
+    engine: Engine = current_app.extensions["probe"]
+    return engine
+
+
+def _only_for_probes(options: dict[str, Any]) -> dict[str, Any]:
+    if "poolclass" in options:
+        return {}
+    return {"pool_size": 1, "max_overflow": 0, "pool_timeout": PROBE_SECONDS}
+
+
+def _limits(settings: Settings) -> dict[str, int]:
+    """Milliseconds for each of the server's timeouts; a `flask` command may take its time."""
+    if click.get_current_context(silent=True):
+        return {}
+    return {
+        "statement_timeout": settings.database_statement_timeout_ms,
+        "lock_timeout": settings.database_lock_timeout_ms,
+        "idle_in_transaction_session_timeout": settings.database_idle_timeout_ms,
+    }
 
 
 def database_url(settings: Settings) -> URL:
@@ -109,28 +155,31 @@ def missing_connect(error: DBAPIError) -> str | None:
     )
 
 
-def _engine_options(settings: Settings, url: URL) -> dict[str, Any]:
+def _engine_options(settings: Settings, url: URL, limits: Mapping[str, int]) -> dict[str, Any]:
+    # Exceptions are logged, and the values in a statement may be personal.
+    common = {"hide_parameters": settings.production, "skip_autocommit_rollback": True}
     if settings.database_pooled:
         # A pooler in transaction mode refuses start-up options and loses prepared statements.
-        return {
+        return common | {
             "poolclass": NullPool,
             "connect_args": _connect_args(url) | {"prepare_threshold": None},
         }
-    return {
-        "pool_pre_ping": True,
+    return common | {
         "pool_size": settings.database_pool_size,
         "max_overflow": settings.database_pool_overflow,
         "pool_recycle": settings.database_pool_recycle,
         "pool_timeout": settings.database_pool_timeout,
         "connect_args": _connect_args(
-            url, f"search_path={extensions.search_path(settings.schema_name)}"
+            url,
+            f"search_path={extensions.search_path(settings.schema_name)}",
+            *(f"{name}={value}" for name, value in limits.items()),
         ),
     }
 
 
 def _connect_args(url: URL, *options: str) -> dict[str, Any]:
     """psycopg's arguments, in which a URL's own connect_timeout, options … keep their say."""
-    args: dict[str, Any] = {"application_name": PROJECT["name"]}
+    args: dict[str, Any] = {"application_name": PROJECT["name"], **NETWORK}
     args["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     for name in args.keys() & url.query.keys():
         del args[name]

@@ -1,18 +1,22 @@
 """Every error as RFC 9457 problem+json."""
 
+import re
+import traceback
 from http import HTTPStatus
 from typing import Any
 
+import psycopg
 import structlog
 from apiflask import APIFlask, HTTPError
-from flask import json, request
+from flask import current_app, json, request
+from psycopg import errors
 from pydantic import BaseModel
 from sqlalchemy.exc import (
-    DataError,
     DBAPIError,
     IntegrityError,
-    OperationalError,
+    PendingRollbackError,
     ProgrammingError,
+    SQLAlchemyError,
     StatementError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -21,10 +25,16 @@ from structlog.contextvars import get_contextvars
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
+from app.config import ROOT
 from app.core import privileges
 from app.core.database import missing_connect
-from app.core.database_errors import is_behind_the_models, is_without_privilege, reason
-from app.models import db
+from app.core.database_errors import (
+    is_behind_the_models,
+    is_without_privilege,
+    passing,
+    reason,
+    wrong_value,
+)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -52,11 +62,10 @@ def init_app(app: APIFlask) -> None:
     app.config["VALIDATION_ERROR_SCHEMA"] = Problem.model_json_schema()
     app.error_processor(_http_error)
     app.register_error_handler(HTTPException, _werkzeug_error)
-    app.register_error_handler(DataError, _data_error)
+    for kind in (DBAPIError, PendingRollbackError, PoolTimeout, psycopg.Error):
+        app.register_error_handler(kind, _database_error)
     app.register_error_handler(IntegrityError, _integrity_error)
-    app.register_error_handler(OperationalError, _database_error)
     app.register_error_handler(ProgrammingError, _programming_error)
-    app.register_error_handler(PoolTimeout, _database_error)
     app.register_error_handler(StatementError, _statement_error)
     app.register_error_handler(StaleDataError, _changed_meanwhile)
     app.register_error_handler(ObjectDeletedError, _changed_meanwhile)
@@ -99,51 +108,87 @@ def _werkzeug_error(error: HTTPException) -> Response:
     return _problem(error.code or 500, detail, headers=headers)
 
 
-def _data_error(error: DataError) -> Response:
-    """A value that PostgreSQL cannot store: invalid in a body, not found in a URL."""
-    db.session.rollback()
-    return _problem(422 if request.content_length else 404, reason(error))
+def _database_error(error: Exception) -> Response:
+    """What passes is 503, a value that cannot be stored 422, anything else a mistake of ours."""
+    if detail := passing(error):
+        refused = isinstance(error, DBAPIError) and missing_connect(error)
+        return _try_again(detail, error, refused or reason(error))
+    if isinstance(error, DBAPIError) and (detail := wrong_value(error)):
+        # Invalid in a body, not found in a URL.
+        return _problem(422 if request.content_length else 404, detail)
+    raise error
+
+
+def _try_again(detail: str, error: Exception, why: str) -> Response:
+    """503, and a line for the operator; docs/operating.md has what to do."""
+    log.error(detail, error=why, where=_where(error))
+    return _problem(503, detail, headers={"Retry-After": "5"})
+
+
+def _where(error: Exception) -> list[str]:
+    """The lines of this service that led to the error: a whole traceback would flood the log."""
+    return [
+        f"{frame.filename.removeprefix(f'{ROOT}/')}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.startswith(f"{ROOT}/app/")
+    ]
 
 
 def _statement_error(error: StatementError) -> Response:
     """A text that an enum column does not have, found before it reaches PostgreSQL."""
     if not isinstance(error.orig, LookupError):
-        raise error
-    db.session.rollback()
+        return _database_error(error)
     return _problem(422 if request.content_length else 404, reason(error))
 
 
 def _integrity_error(error: IntegrityError) -> Response:
-    """A unique, foreign key, check or not-null constraint is violated."""
-    db.session.rollback()
-    diagnosis = getattr(error.orig, "diag", None)
-    return _problem(409, getattr(diagnosis, "message_detail", None) or "A constraint forbids this.")
+    """A unique, foreign key, check or not-null constraint is violated.
 
-
-def _database_error(error: Exception) -> Response:
-    """The database is unreachable or has no connection left."""
-    refused = isinstance(error, DBAPIError) and missing_connect(error)
-    log.error("database unavailable", error=refused or str(error).splitlines()[0])
-    return _problem(503, "The database is not available.", headers={"Retry-After": "5"})
+    The server's own words show whole rows, or values of others: only what the client sent is named.
+    """
+    violated = error.orig
+    diagnosis = getattr(violated, "diag", None)
+    words = getattr(diagnosis, "message_detail", None) or ""
+    named = re.search(r"\((.+?)\)=", words)
+    sent = request.get_json(silent=True) if request.is_json else None
+    fields = named[1].split(", ") if named else []
+    if not isinstance(sent, dict) or not sent.keys() >= {*fields}:
+        fields = []
+    values = " and ".join(f"{name} {sent[name]}" for name in fields) if sent else ""
+    if isinstance(violated, errors.UniqueViolation):
+        detail = f"{values or 'This'} already exists."
+    elif isinstance(violated, errors.ForeignKeyViolation) and values:
+        detail = f"{values} does not exist."
+    elif isinstance(violated, errors.ForeignKeyViolation):
+        detail = "This refers to something that does not exist."
+        if "still referenced" in words:
+            detail = f"Rows of {violated.diag.table_name} still refer to this."
+    else:
+        detail = "A constraint forbids this."
+    faults = [{"where": f"json.{name}", "detail": detail} for name in fields]
+    return _problem(409, detail, faults or None)
 
 
 def _programming_error(error: ProgrammingError) -> Response:
     """A missing privilege, a model without its migration, or a mistake in SQL."""
-    shortage = privileges.of_failed_statement(error)
+    try:
+        # Without USAGE on the schema, its tables look as if they were not there.
+        shortage = privileges.of_failed_statement(error)
+    except SQLAlchemyError as lost:
+        return _database_error(lost)
     if shortage or is_without_privilege(error):
-        why = str(shortage) if shortage else None
-        log.error("a privilege is missing", error=reason(error), reason=why)
-        return _problem(503, "The service lacks a privilege in its database; its log says which.")
+        detail = "The service lacks a privilege in its database; its log says which."
+        return _try_again(detail, error, f"{reason(error)}. {shortage or ''}".strip())
     if not is_behind_the_models(error):
-        raise error
-    log.error("the database is behind the models", error=reason(error))
-    fix = "Run flask db upgrade, after flask db migrate if a model has changed."
-    return _problem(503, f"The database is behind the code. {fix}")
+        return _database_error(error)
+    detail = "The database is behind the code."
+    if not current_app.config["SETTINGS"].production:
+        detail += " Run flask db upgrade, after flask db migrate if a model has changed."
+    return _try_again(detail, error, reason(error))
 
 
 def _changed_meanwhile(error: Exception) -> Response:
     """Another request deleted the row between our read and our write."""
-    db.session.rollback()
     return _problem(409, "Another request changed this at the same time.")
 
 

@@ -36,6 +36,11 @@ def current(connection: Connection) -> set[str]:
     return set(connection.scalars(sql("SELECT version_num FROM alembic_version")))
 
 
+def unknown(revisions: set[str]) -> set[str]:
+    """Those that no file has: newer code made them, or their files were deleted."""
+    return revisions - _known(_file_names())
+
+
 def tables_of_models(connection: Connection) -> list[str]:
     """The tables of the models that the schema has, whoever made them."""
     there = sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")
@@ -115,6 +120,11 @@ def _written_under_our_names(names: tuple[str, ...]) -> set[str]:
         if parents & found or PRIMARY_KEY.search(Path(each.path).read_text("utf-8")):
             found.add(each.revision)
     return found
+
+
+@lru_cache(maxsize=1)
+def _known(names: tuple[str, ...]) -> set[str]:
+    return {each.revision for each in load().walk_revisions()} if names else set()
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from sqlalchemy import Pool, QueuePool, event
 
 from app.config import PROJECT, Settings
 from app.core import history
+from app.core.database import probe
 from app.core.requests import Tally
 from app.models import db
 
@@ -150,7 +151,7 @@ class Scrape:
     """Around all of the service: METRICS_PORT answers /metrics, any other port the service."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
-        """Remember the revisions of the code, which does not change while it runs."""
+        """Nothing is asked yet."""
         self.service: WSGIApplication = app.wsgi_app
         self.port = str(settings.metrics_port)
         self.facts = Facts(app, settings)
@@ -178,12 +179,12 @@ class Facts:
     """What is looked up when it is asked for."""
 
     def __init__(self, app: Flask, settings: Settings) -> None:
-        """The revisions of the code do not change while it runs."""
+        """The connection is that of /readyz: a scrape must not wait for one of the pool."""
         with app.app_context():
-            self.engine = db.engine
-        self.most = settings.database_pool_size + settings.database_pool_overflow
-        self.workers = settings.web_concurrency
-        self.known = set(history.files_by_revision())
+            self.engine = probe()
+        self.most = settings.web_concurrency * (
+            settings.database_pool_size + settings.database_pool_overflow
+        )
 
     def collect(self) -> Iterator["Metric"]:
         """Prometheus' name for it."""
@@ -200,18 +201,15 @@ class Facts:
         info.add_metric(list(build.values()), 1)
         yield info
         size = "Connections that this replica may have at most: in all workers, with overflow."
-        most = self.most * self.workers
-        yield GaugeMetricFamily("db_pool_connections_max", size, value=most)
-        pool = self.engine.pool
-        if isinstance(pool, QueuePool) and pool.checkedout() >= self.most:
-            return  # A scrape must not wait for a connection, least of all then.
+        yield GaugeMetricFamily("db_pool_connections_max", size, value=self.most)
         try:
             with self.engine.connect() as connection:
                 at = history.current(connection)
-            behind = at <= self.known and at != history.heads()
+            ahead = bool(history.unknown(at))
+            behind = not ahead and at != history.heads()
         except Exception:
             return  # /readyz and its line say what is wrong.
         words = "1 if the code has revisions that the database lacks."
         yield GaugeMetricFamily("db_revision_behind", words, value=behind)
         words = "1 if the database has revisions that the code lacks."
-        yield GaugeMetricFamily("db_revision_ahead", words, value=not at <= self.known)
+        yield GaugeMetricFamily("db_revision_ahead", words, value=ahead)

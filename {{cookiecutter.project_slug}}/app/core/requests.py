@@ -22,6 +22,7 @@ from werkzeug.wsgi import get_path_info
 
 from app.config import Settings
 from app.core import errors
+from app.core.database import probe
 from app.core.logs import JSON_LINE, TEXT_LINE
 from app.models import db
 
@@ -79,7 +80,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     line = app.extensions["requests"] = RequestLine(app, _writer(settings))
     app.wsgi_app = line  # type: ignore[method-assign]
     with app.app_context():
-        _count_queries(db.engine)
+        for engine in {db.engine, probe()}:
+            _count_queries(engine)
 
 
 class RequestLine:

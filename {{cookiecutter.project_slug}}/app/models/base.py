@@ -25,6 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, registry
 from sqlalchemy.types import TypeEngine
 
+from app.core.session import Session
+
 
 def _name_of_check(check: Constraint, table: Table) -> str:
     """The name that a CHECK has in its model; no other kind needs one there."""
@@ -87,6 +89,9 @@ class Base(Timestamps, DeclarativeBase):
     registry = registry(
         metadata=MetaData(naming_convention=NAMING_CONVENTION), type_annotation_map=TYPES
     )
+    # What the database fills in comes back with the INSERT or UPDATE itself, and a commit forgets
+    # nothing: so no answer has to read after its COMMIT, when the row or the server may be gone.
+    __mapper_args__ = {"eager_defaults": True}
 
 
 @event.listens_for(Table, "after_parent_attach")
@@ -100,4 +105,4 @@ def _refuse_unknown_values(table: Table, metadata: MetaData) -> None:
             kind.validate_strings = True
 
 
-db = SQLAlchemy(model_class=Base)
+db = SQLAlchemy(model_class=Base, session_options={"class_": Session, "expire_on_commit": False})

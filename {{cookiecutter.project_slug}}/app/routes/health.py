@@ -1,18 +1,31 @@
 """/healthz (is the process alive?) and /readyz (can it serve?)."""
 
+from dataclasses import dataclass
+
 import structlog
 from apiflask import APIBlueprint
 from flask import current_app
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.core import extensions, history, privileges
-from app.core.database import missing_connect
-from app.models import db
+from app.config import Settings
+from app.core import drain, extensions, history, privileges
+from app.core.database import missing_connect, probe
+from app.core.database_errors import READ_ONLY, reason
 
 log = structlog.get_logger("health")
 
 health = APIBlueprint("health", __name__, enable_openapi=False)
+
+
+@dataclass(frozen=True)
+class State:
+    """Whether the database can serve this code; `detail` is for those who run the service."""
+
+    is_ready: bool
+    reason: str | None = None
+    detail: str = ""
+    revision: str | None = None
 
 
 @health.get("/healthz")
@@ -23,38 +36,55 @@ def liveness() -> dict[str, str]:
 
 @health.get("/readyz")
 def readiness() -> tuple[dict[str, str | None], int]:
-    """200 if the database answers and is at the code's head revision, otherwise 503 and why."""
-    current, reason = database_state()
-    body = {"status": "not ready" if reason else "ready", "revision": current, "reason": reason}
-    return body, 503 if reason else 200
+    """200 if the database answers and is at or ahead of the code, otherwise 503 and why."""
+    if drain.is_on():
+        return {"status": "draining", "reason": "The service has been told to stop."}, 503
+    state = database_state()
+    body = {"status": "ready" if state.is_ready else "not ready", "reason": state.reason}
+    if not current_app.config["SETTINGS"].production:  # where strangers may ask
+        body["reason"] = f"{state.reason} {state.detail}".strip() if state.reason else None
+        body["revision"] = state.revision
+    return body, 200 if state.is_ready else 503
 
 
-def database_state() -> tuple[str | None, str | None]:
-    """The database's revision, and why it cannot serve; both None if there are no migrations."""
-    schema = current_app.config["SETTINGS"].schema_name
+def database_state() -> State:
+    """Look at the database, on a connection that no request can take away."""
     try:
-        connection = db.session.connection()
-        if shortage := privileges.of_service(connection, schema):
-            log.error("privileges are missing", reason=str(shortage))
-            return None, str(shortage)
-        current = history.current(connection)
-        search_path = connection.scalar(text("SELECT current_schema()"))
+        with probe().connect() as connection:
+            state = _state(connection, current_app.config["SETTINGS"])
     except SQLAlchemyError as error:
-        db.session.rollback()
         refused = isinstance(error, DBAPIError) and missing_connect(error)
-        log.warning("database unavailable", error=refused or str(error).splitlines()[0])
-        return None, refused or "The database does not answer; the log says why."
+        why = refused or "The database does not answer; the log says why."
+        state = State(False, why, detail="" if refused else reason(error))
+    if not state.is_ready:
+        log.warning("not ready", reason=state.reason, detail=state.detail)
+    return state
+
+
+def _state(connection: Connection, settings: Settings) -> State:
+    schema = settings.schema_name
+    if shortage := privileges.of_service(connection, schema):
+        return State(False, str(shortage))
+    if connection.scalar(text("SHOW transaction_read_only")) == "on":
+        return State(False, READ_ONLY, "Is this a standby? See target_session_attrs.")
+    found = connection.scalar(text("SELECT current_schema()"))
+    if found not in (schema, extensions.SCHEMA, None):
+        words = f"The connection uses schema {found}, not {schema}: see DATABASE_POOLED."
+        return State(False, "The connection is in the wrong schema.", words)
+    return _revision(history.current(connection), schema)
+
+
+def _revision(current: set[str], schema: str) -> State:
     name = ", ".join(sorted(current)) or None
     try:
-        heads = history.heads()
+        heads, unknown = history.heads(), history.unknown(current)
     except Exception as error:
-        return name, f"migrations/ cannot be read: {error}"
-    if search_path not in (schema, extensions.SCHEMA, None):
-        return name, f"The connection uses schema {search_path}, not {schema}: see DATABASE_POOLED."
+        return State(False, "The revision files cannot be read.", str(error), name)
+    code = " and ".join(sorted(heads)) or "none"
+    where = f"Schema {schema} is at revision {name or 'none'}, the code at {code}."
     if current == heads:
-        return name, None
-    return name, (
-        f"Schema {schema} is at revision {name or 'none'}, the code at "
-        f"{' and '.join(sorted(heads)) or 'none'}. "
-        f"Run: flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
-    )
+        return State(True, revision=name)
+    if unknown:
+        return State(True, "The database is ahead of the code.", where, name)
+    run = f"Run: flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
+    return State(False, "The database is behind the code.", f"{where} {run}", name)

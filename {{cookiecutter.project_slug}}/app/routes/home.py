@@ -12,11 +12,10 @@ home = APIBlueprint("home", __name__, enable_openapi=False)
 @home.get("/")
 def index() -> str:
     """The page for people."""
-    revision, reason = database_state()
+    state = database_state()
     return render_template(
         "home.html",
         project=PROJECT,
         settings=current_app.config["SETTINGS"],
-        revision=revision,
-        reason=reason,
+        state=state,
     )

@@ -54,7 +54,8 @@ def run() -> None:
             privileges.check_role(connection, settings.service_role)
         with connection.begin():
             at = history.current(connection)
-        _refuse_unknown_revision(at)
+        if _is_ahead(at):
+            return
         # Where no revision ran yet, there are no rows that one of them could hurt.
         warns = settings.app_env == "development" and _command() in ("upgrade", "prepare")
         if writes and at and warns:
@@ -130,16 +131,27 @@ def _command_writes() -> bool:
     return True
 
 
-def _refuse_unknown_revision(at: set[str]) -> None:
+def _is_ahead(at: set[str]) -> bool:
+    """Whether newer code has migrated the database, and this code can only serve from it.
+
+    Raises `CommandError` unless it is the start of the service that asks.
+    """
     purges = getattr(context.config.cmd_opts, "purge", False) or "--purge" in sys.argv
-    unknown = sorted(at - {each.revision for each in context.script.walk_revisions()})
-    if unknown and not purges:
-        raise CommandError(
-            f"The database is at revision {unknown[0]}, which this code does not have: newer code "
-            "migrated it, or a revision file is gone. Nothing was changed. Deploy the code that "
-            "has the revision, or bring its file back; to go back, `flask db downgrade` with that "
-            "code. See docs/recovery.md, The database is ahead of the code."
+    unknown = sorted(history.unknown(at))
+    if not unknown or purges:
+        return False
+    if _command() == "prepare":
+        log.warning(
+            f"the database is at revision {unknown[0]}, which is newer than this code: "
+            "nothing is migrated"
         )
+        return True
+    raise CommandError(
+        f"The database is at revision {unknown[0]}, which this code does not have: newer code "
+        "migrated it, or a revision file is gone. Nothing was changed. Deploy the code that "
+        "has the revision, or bring its file back; to go back, `flask db downgrade` with that "
+        "code. See docs/recovery.md, The database is ahead of the code."
+    )
 
 
 def _warn_of_hazards(settings: Settings, at: set[str]) -> None:

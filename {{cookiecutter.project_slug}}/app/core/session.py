@@ -1,0 +1,101 @@
+"""The session of a request: GET and HEAD only read, everything else runs in one transaction."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import psycopg
+import structlog
+from flask import Flask, current_app, has_request_context, request
+from flask_sqlalchemy.session import Session as FlaskSession
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import scoped_session
+
+from app.core.database_errors import reason
+
+READING_METHODS = ("GET", "HEAD")
+# What a transaction alone can do: change rows, lock them, or set something until it ends.
+READS = re.compile(r"(\s|\(|/\*.*?\*/)*(SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN)\b", re.I | re.S)
+NEEDS_A_TRANSACTION = re.compile(
+    r"\b(INSERT\s+INTO|UPDATE\s+(ONLY\s+)?[\w\".]+\s+SET|DELETE\s+FROM|MERGE\s+INTO|set_config\s*\("
+    r"|FOR\s+(NO\s+KEY\s+)?UPDATE|FOR\s+(KEY\s+)?SHARE)",
+    re.IGNORECASE,
+)
+
+log = structlog.get_logger("database")
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+
+class WriteInGetError(RuntimeError):
+    """A GET tried to change something; the message says what to do."""
+
+
+def in_transaction(view: View) -> View:
+    """For a GET that writes, or whose queries must all see the same state; put it below the route.
+
+    @logins.get("/callback")
+    @in_transaction
+    def callback(): …
+    """
+    view.in_transaction = True  # type: ignore[attr-defined]
+    return view
+
+
+class Session(FlaskSession):
+    """Without a transaction, reading saves two of three journeys to the database."""
+
+    def __init__(self, db: Any, **options: Any) -> None:
+        super().__init__(db, **options)
+        self.only_reads = _request_only_reads()
+
+    def get_bind(self, *args: Any, **options: Any) -> Engine | Connection:
+        """The engine or, to read, the same one in autocommit."""
+        engine = super().get_bind(*args, **options)
+        return _reading(engine) if self.only_reads and isinstance(engine, Engine) else engine
+
+
+def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine, autocommit: bool) -> None:
+    """Let requests that only read do without a transaction, if so, and refuse that they write."""
+    options = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
+    reading = engine.execution_options(only_reads=True, **options)
+    event.listen(reading, "before_cursor_execute", _refuse_to_write)
+    engine.reading = reading  # type: ignore[attr-defined]
+
+    @app.teardown_appcontext
+    def end(_error: BaseException | None) -> None:
+        """Give the connection back; that it is gone by now no longer concerns the request."""
+        if not sessions.registry.has():
+            return
+        try:
+            sessions.close()
+        except (SQLAlchemyError, psycopg.Error) as error:
+            log.warning("connection lost at the end of a request", error=reason(error))
+            sessions().invalidate()
+
+
+def _reading(engine: Engine) -> Engine:
+    return getattr(engine, "reading", engine)
+
+
+def _request_only_reads() -> bool:
+    if not has_request_context() or request.method not in READING_METHODS:
+        return False
+    view = current_app.view_functions.get(request.endpoint or "")
+    return not getattr(view, "in_transaction", False)
+
+
+def _refuse_to_write(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    if not _only_reads(statement):
+        raise WriteInGetError(
+            f"A {request.method} may only read, and this needs a transaction: {statement[:200]}. "
+            "Use POST, PUT, PATCH or DELETE. If it must be this method, decorate the view: "
+            "@in_transaction, from app.core.session."
+        )
+
+
+@lru_cache(maxsize=1000)
+def _only_reads(statement: str) -> bool:
+    return bool(READS.match(statement)) and not NEEDS_A_TRANSACTION.search(statement)
