@@ -281,6 +281,7 @@ class Project:
                 yield {
                     "APP_ENV": "production",
                     "SECRET_KEY": secrets.token_hex(32),
+                    "DRAIN_SECONDS": "0",
                     "DATABASE_URL": f"postgresql://postgres@{folder}/postgres",
                 }
             finally:

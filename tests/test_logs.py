@@ -18,6 +18,7 @@ ROUTES = """
 import structlog
 from flask import Response, request
 from sqlalchemy import text
+from app.core.session import in_transaction
 from app.models import db
 
 
@@ -48,11 +49,12 @@ def breaks() -> Response:
 
 
 @home.get("/row")
+@in_transaction
 def row() -> str:
     try:
         db.session.execute(
-            text("INSERT INTO authors (id, name) VALUES (1, :name), (1, NULL)"),
-            {"name": request.args["token"]},
+            text("INSERT INTO books (title) VALUES (:title)"),
+            {"title": request.args["token"]},
         )
     except Exception as error:
         raise RuntimeError("wrapped") from error
@@ -60,6 +62,7 @@ def row() -> str:
 
 
 @home.get("/timeout")
+@in_transaction
 def timeout() -> str:
     db.session.execute(text("SET LOCAL statement_timeout = '100ms'"))
     db.session.execute(text("SELECT pg_sleep(60)"))
