@@ -3,10 +3,13 @@
 import os
 from typing import Any
 
+import structlog
 from structlog.contextvars import get_contextvars
 
 from app.config import Settings
 from app.core.logs import without_rows
+
+log = structlog.get_logger("sentry")
 
 
 def init_app(settings: Settings) -> None:
@@ -14,6 +17,7 @@ def init_app(settings: Settings) -> None:
     if settings.sentry_dsn is None:
         return
     import sentry_sdk
+    from sentry_sdk.integrations.atexit import AtexitIntegration
 
     sentry_sdk.init(
         dsn=settings.sentry_dsn,
@@ -23,6 +27,8 @@ def init_app(settings: Settings) -> None:
         max_request_body_size="never",
         include_local_variables=False,
         before_send=_without_values,
+        # Its own words at the end of the process would be a line of plain text.
+        integrations=[AtexitIntegration(callback=lambda *_: log.info("sending the last reports"))],
     )
 
 

@@ -26,6 +26,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     os.environ.setdefault("OTEL_SERVICE_NAME", PROJECT["name"])
+    # The service must stop in time even if the collector is gone; the default is 10 s.
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", "3")
     exporter = OTLPSpanExporter(f"{settings.otel_exporter_otlp_endpoint.rstrip('/')}/v1/traces")
     send = exporter.export
     exporter.export = lambda spans: send([_without_words(span) for span in spans])
