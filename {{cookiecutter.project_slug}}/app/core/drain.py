@@ -93,14 +93,21 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
             # Every answer then says "Connection: close".
             self.max_keepalived = 0
 
+    def accept(self, listener: Any) -> None:
+        """Take a new connection, unless a worker that has fewer is faster."""
+        time.sleep(min(self.nr_conns, 10) / 10_000)
+        super().accept(listener)
+
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept new connections or, when the worker stops, the last ones: then close the door."""
         super().set_accept_enabled(enabled)
-        if not self.alive:
-            for listener in self.sockets:
-                listener.setblocking(False)
-                taken = -1
-                while taken != self.nr_conns:
-                    taken = self.nr_conns
-                    self.accept(listener)
-                listener.close()
+        if enabled or self.alive:
+            return
+        self.sockets, listeners = [], self.sockets
+        for listener in listeners:
+            listener.setblocking(False)
+            taken = -1
+            while taken != self.nr_conns:
+                taken = self.nr_conns
+                super().accept(listener)
+            listener.close()
