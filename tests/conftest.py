@@ -68,6 +68,9 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "SCHEMA",
         "SECRET_KEY",
         "PORT",
+        "METRICS_PORT",
+        "SENTRY_DSN",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
         "UV",
     }
     environment = {name: value for name, value in os.environ.items() if name not in foreign}

@@ -21,7 +21,8 @@ app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
 app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
-app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py app/core/waiting.py
+app/core/metrics.py app/core/privileges.py app/core/requests.py app/core/rows.py
+app/core/sentry.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
@@ -47,10 +48,10 @@ app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/heal
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
-docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
+docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
-tests/test_shell.py
+tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_requests.py
+tests/test_seeds.py tests/test_shell.py
 """
 
 LICENSE_FILES = {

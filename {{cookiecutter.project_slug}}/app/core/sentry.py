@@ -14,7 +14,7 @@ log = structlog.get_logger("sentry")
 
 def init_app(settings: Settings) -> None:
     """Send what is logged at ERROR, unhandled exceptions included, and nothing that is personal."""
-    if settings.sentry_dsn is None:
+    if settings.sentry_dsn is None or settings.app_env == "test":
         return
     import sentry_sdk
     from sentry_sdk.integrations.atexit import AtexitIntegration
