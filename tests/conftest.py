@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -66,6 +68,9 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "SCHEMA",
         "SECRET_KEY",
         "PORT",
+        "METRICS_PORT",
+        "SENTRY_DSN",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
         "UV",
     }
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
@@ -266,6 +271,24 @@ class Project:
                 yield
             finally:
                 process.kill()
+
+    @contextlib.contextmanager
+    def in_production(self) -> Iterator[dict[str, str]]:
+        """The settings of production, with the embedded server as if it were any other."""
+        holder = "from app.core import embedded; embedded.start(); "
+        holder += "print(embedded.url().query['host'], flush=True); input()"
+        with self.popen(self.python, "-c", holder) as process:
+            assert process.stdout is not None
+            folder = quote(process.stdout.readline().strip(), safe="")
+            try:
+                yield {
+                    "APP_ENV": "production",
+                    "SECRET_KEY": secrets.token_hex(32),
+                    "DRAIN_SECONDS": "0",
+                    "DATABASE_URL": f"postgresql://postgres@{folder}/postgres",
+                }
+            finally:
+                process.communicate("\n", PATIENCE)
 
     @contextlib.contextmanager
     def starting(self, *command: str, **environment: str | None) -> Iterator[Server]:

@@ -5,10 +5,11 @@ import sys
 import traceback
 from typing import Any
 
+from gunicorn import glogging
 from gunicorn.util import make_fail_app
 
 from app.config import ROOT, load_settings
-from app.core import drain, embedded
+from app.core import drain, embedded, metrics
 from app.core.logs import logging_config
 
 settings = load_settings()
@@ -17,7 +18,10 @@ if settings.database_url is None:
     embedded.start()
 
 wsgi_app = "app:create_app()"
-bind = settings.address
+bind = [settings.address]
+if settings.metrics_port:
+    bind.append(settings.address_of(settings.metrics_port))
+    metrics.make_folder()
 
 workers = settings.web_concurrency
 threads = settings.web_threads
@@ -61,11 +65,28 @@ def post_fork(server: Any, worker: Any) -> None:
             del sys.modules[name]
 
 
+def child_exit(_server: Any, worker: Any) -> None:
+    """What a worker had in use when it ended is free again."""
+    metrics.forget(worker.pid)
+
+
+def on_exit(_server: Any) -> None:
+    """Leave nothing in memory."""
+    metrics.remove_folder()
+
+
 # Workers show that they are alive through a file; in memory, so that the root can be read-only.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # It would need a home directory, which a container does not have.
 control_socket_disable = True
 
+
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """Leaves the lines of requests to app/core/requests.py."""
+
+    def access(self, *_: Any) -> None:
+        """`accesslog = None` alone would not do: it is ignored when there is a logconfig_dict."""
+
+
+logger_class = Logger
 logconfig_dict = logging_config(settings)
-accesslog = "-"
-access_log_format = '%(h)s "%(m)s %(U)s%(q)s" %(s)s %(B)s bytes %(M)s ms'

@@ -11,10 +11,14 @@ from app.core import (
     etags,
     inputs,
     logs,
+    metrics,
     migrations,
     openapi,
+    requests,
     seeding,
+    sentry,
     shell,
+    tracing,
 )
 from app.routes import BLUEPRINTS
 from app.seeds import SEEDS
@@ -35,6 +39,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     app.url_map.strict_slashes = False
 
     logs.init_app(settings)
+    sentry.init_app(settings)
+    tracing.init_app(app, settings)
     database.init_app(app, settings)
     migrations.init_app(app)
     commands.init_app(app)
@@ -44,6 +50,8 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     etags.init_app(app)
     errors.init_app(app)
     openapi.init_app(app)
+    requests.init_app(app, settings)
+    metrics.init_app(app, settings)
 
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)

@@ -4,11 +4,14 @@ Sources, of which the first wins: environment variables, `.env` (this machine; i
 if the file itself says APP_ENV=production), `.flaskenv` (this project, tracked).
 """
 
+import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+from structlog.processors import TimeStamper
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,11 +36,19 @@ POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresq
 URL_FORM = "postgresql://user:password@host:5432/database"
 # Several hosts (h1:5432,h2:5433), or the folder of a socket (%2Frun%2Fpostgresql).
 HOSTS_OF_LIBPQ = re.compile(r"://([^/@]*@)?[^/?@]*[,%][^/?@]*([/?]|$)")
+SENTRY_DSN = re.compile(r"https?://\w+(:\w+)?@[^/\s]+/(\S+/)?\d+")
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 class InvalidSettings(SystemExit):
     """Ends the process with a message, not a traceback, wherever settings are read."""
+
+    def __init__(self, message: str) -> None:
+        """In production, unless a person is watching, the last words are a line of the log."""
+        super().__init__(message)
+        if os.environ.get("APP_ENV") == "production" and not sys.stderr.isatty():
+            words = {"event": message, "logger": "settings", "level": "error"}
+            self.code = json.dumps(TimeStamper(fmt="iso", utc=True)(None, "", words))
 
 
 def _database_url(value: object) -> URL | None:
@@ -108,6 +120,42 @@ def _role_name(value: str) -> str:
     return value
 
 
+def _another_port(value: int | None, info: ValidationInfo) -> int | None:
+    if value is not None and value == info.data.get("port"):
+        raise ValueError(f"is {value}, like PORT. Metrics need a port of their own.")
+    return value
+
+
+def _sentry_dsn(value: str | None) -> str | None:
+    if value is not None and not SENTRY_DSN.fullmatch(value):
+        raise ValueError("is not a DSN. Copy it from Sentry: https://key@host/project.")
+    return _with_its_packages(value, "sentry", "sentry_sdk")
+
+
+def _otlp_endpoint(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ValueError(f"is {value!r}. It must be a URL: http://collector:4318.")
+    packages = "exporter.otlp.proto.http", "instrumentation.flask", "instrumentation.psycopg"
+    return _with_its_packages(value, "otel", *(f"opentelemetry.{name}" for name in packages))
+
+
+def _with_its_packages(value: str | None, group: str, *modules: str) -> str | None:
+    """Refuse to start without packages that the setting needs and that few services install."""
+    if value is not None and not all(map(_is_installed, modules)):
+        raise ValueError(
+            f"is set, but its packages are not installed. Run: uv sync --group {group}. In an "
+            f"image: docker build --build-arg DEPENDENCY_GROUPS={group}. See docs/operating.md."
+        )
+    return value
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent is there
+        return False
+
+
 DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
 
 
@@ -160,6 +208,10 @@ class Settings(BaseSettings):
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
 
+    metrics_port: Annotated[int | None, AfterValidator(_another_port)] = Field(None, ge=1, le=65535)
+    sentry_dsn: Annotated[str | None, AfterValidator(_sentry_dsn)] = Field(None, repr=False)
+    otel_exporter_otlp_endpoint: Annotated[str | None, AfterValidator(_otlp_endpoint)] = None
+
     run_migrations: bool = True
     # If unset: yes in development, no elsewhere.
     run_seeds: bool | None = None
@@ -176,8 +228,12 @@ class Settings(BaseSettings):
     @property
     def address(self) -> str:
         """Host and port as in a URL, with an IPv6 address in brackets."""
+        return self.address_of(self.port)
+
+    def address_of(self, port: int) -> str:
+        """The host with another port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{host}:{port}"
 
 
 SETTING_NAMES = {

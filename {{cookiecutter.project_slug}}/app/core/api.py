@@ -40,13 +40,13 @@ Year = Annotated[Number, Field(ge=-3000, le=3000, examples=[1974])]
 class In(BaseModel):
     """What a client sends. An unknown field is an error, so that nothing is silently lost."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class Out(BaseModel):
     """What a client gets, read from a model with the same attributes."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, hide_input_in_errors=True)
 
     id: int = Field(examples=[1])
     created_at: datetime
@@ -111,7 +111,7 @@ class PageQuery(BaseModel):
 class Page(BaseModel):
     """One numbered page of a list that stays small: each page counts all items."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, hide_input_in_errors=True)
 
     page: int
     per_page: int

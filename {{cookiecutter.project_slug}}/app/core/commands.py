@@ -6,6 +6,7 @@ import sys
 
 import click
 import flask_migrate
+import structlog
 from flask import Flask, current_app
 from flask.cli import with_appcontext
 from sqlalchemy.exc import DBAPIError
@@ -13,7 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from app.config import Settings
 from app.core import doctor, history, seeding
 from app.core.database import connect_when_ready
+from app.core.logs import say
 from app.models import db
+
+log = structlog.get_logger("start")
 
 
 def init_app(app: Flask) -> None:
@@ -40,9 +44,31 @@ def doctor_command() -> None:
 def prepare() -> None:
     """Wait for the database, upgrade it, seed it: what init.sh does before it serves."""
     settings: Settings = current_app.config["SETTINGS"]
-    _refuse_a_used_port(settings)
+    if not settings.production:
+        _prepare(settings)
+        return
+    try:
+        _prepare(settings)
+    # In production the last words are a line of the log too, also those that nobody foresaw.
+    except click.ClickException as error:
+        log.error(error.format_message())
+        sys.exit(error.exit_code)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            log.error(str(error))
+            sys.exit(1)
+        raise
+    except Exception:
+        log.exception("the start failed")
+        sys.exit(1)
+
+
+def _prepare(settings: Settings) -> None:
+    _refuse_a_used_port(settings, "PORT", settings.port)
+    if settings.metrics_port:
+        _refuse_a_used_port(settings, "METRICS_PORT", settings.metrics_port)
     connect_when_ready(db.engine, settings.database_wait_seconds).close()
-    click.echo("1/4 database: ready")
+    say("1/4 database: ready")
     if settings.run_migrations:
         if not history.FOLDER.exists():
             raise click.ClickException(
@@ -50,17 +76,17 @@ def prepare() -> None:
             )
         flask_migrate.upgrade()
         none = "none, because the database is ahead of this code"
-        click.echo(f"2/4 migrations: {none if _is_ahead() else 'done'}")
+        say(f"2/4 migrations: {none if _is_ahead() else 'done'}")
     else:
-        click.echo("2/4 migrations: skipped (RUN_MIGRATIONS)")
+        say("2/4 migrations: skipped (RUN_MIGRATIONS)")
     development = settings.app_env == "development"
     if not settings.run_seeds and (settings.run_seeds is False or not development):
-        click.echo("3/4 seeds: skipped (RUN_SEEDS)")
+        say("3/4 seeds: skipped (RUN_SEEDS)")
     elif _is_ahead():
-        click.echo("3/4 seeds: skipped, because those of the newer code are there")
+        say("3/4 seeds: skipped, because those of the newer code are there")
     else:
-        click.echo(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
-    click.echo(f"4/4 serving on http://{settings.address}")
+        say(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")
+    say(f"4/4 serving on http://{settings.address}")
 
 
 def _is_ahead() -> bool:
@@ -72,11 +98,11 @@ def _is_ahead() -> bool:
         return False
 
 
-def _error_of_listening(settings: Settings) -> OSError | None:
+def _error_of_listening(settings: Settings, port: int) -> OSError | None:
     ipv6 = ":" in settings.host
     try:
         socket.create_server(
-            (settings.host, settings.port),
+            (settings.host, port),
             family=socket.AF_INET6 if ipv6 else socket.AF_INET,
             dualstack_ipv6=ipv6 and socket.has_dualstack_ipv6(),  # as gunicorn listens on ::
         ).close()
@@ -85,11 +111,15 @@ def _error_of_listening(settings: Settings) -> OSError | None:
     return None
 
 
-def _refuse_a_used_port(settings: Settings) -> None:
-    if error := _error_of_listening(settings):
+def _refuse_a_used_port(settings: Settings, name: str, port: int) -> None:
+    if error := _error_of_listening(settings, port):
         why = str(error.strerror).partition(" (while ")[0]  # Python repeats the address there
         used = error.errno == errno.EADDRINUSE
         raise click.ClickException(
-            f"cannot listen on {settings.address} ({why}). "
-            + ("Stop the program that does, or set PORT." if used else "Set another HOST or PORT.")
+            f"cannot listen on {settings.address_of(port)} ({why}). "
+            + (
+                f"Stop the program that does, or set {name}."
+                if used
+                else f"Set another HOST or {name}."
+            )
         )

@@ -74,7 +74,7 @@ def examine(settings: Settings) -> Iterator[Line]:
 def _without_secret(name: str, value: Any) -> str:
     if value is None:
         return "not set"
-    if name == "secret_key":
+    if name in ("secret_key", "sentry_dsn"):
         return "set"
     # SQLAlchemy shows a URL without its password; what stands after ? may hold one too.
     return str(value.set(query={})) if name.startswith("database_url") else str(value)

@@ -95,7 +95,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
 
     def accept(self, listener: Any) -> None:
         """Take a new connection, unless a worker that has fewer is faster."""
-        time.sleep(min(self.nr_conns, 10) / 10_000)
+        # gunicorn counts a connection twice that it closes in the middle of an answer.
+        time.sleep(min(max(self.nr_conns, 0), 10) / 10_000)
         super().accept(listener)
 
     def set_accept_enabled(self, enabled: bool) -> None:
@@ -103,7 +104,8 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]
         super().set_accept_enabled(enabled)
         if enabled or self.alive:
             return
-        self.sockets, listeners = [], self.sockets
+        listeners = self.sockets
+        self.sockets: list[Any] = []
         for listener in listeners:
             listener.setblocking(False)
             taken = -1

@@ -20,8 +20,9 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
+from structlog.contextvars import get_contextvars
 from werkzeug import Response
-from werkzeug.exceptions import BadRequest, HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 
 from app.config import ROOT
 from app.core import privileges
@@ -44,6 +45,7 @@ class Problem(BaseModel):
     """RFC 9457: `type` says which kind (about:blank: the status alone), `detail` says more.
 
     `errors` lists what is wrong with a request: `where` (`json.title`, `query.page`) and `detail`.
+    `request_id` is in every log line of the request.
     """
 
     type: str = "about:blank"
@@ -51,6 +53,7 @@ class Problem(BaseModel):
     status: int
     detail: str | None = None
     errors: list[dict[str, str]] | None = None
+    request_id: str | None = None
 
 
 def init_app(app: APIFlask) -> None:
@@ -72,8 +75,14 @@ def _problem(
     status: int, detail: str | None, errors: list[dict[str, str]] | None = None, headers: Any = None
 ) -> Response:
     problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    problem.request_id = get_contextvars().get("request_id")
     body = json.dumps(problem.model_dump(exclude_none=True))
     return Response(body, status, headers, content_type=MEDIA_TYPE)
+
+
+def unexpected() -> Response:
+    """The answer to an exception that no handler has seen."""
+    return _problem(500, InternalServerError.description)
 
 
 def _http_error(error: HTTPError) -> Response:

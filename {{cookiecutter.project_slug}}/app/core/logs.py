@@ -1,4 +1,4 @@
-"""One format for every log line, including the access log: text in development, JSON in production.
+"""One format for every log line: text in development, JSON in production.
 
 A person who runs a command sees plain lines instead: see `_is_read_by_a_person`.
 """
@@ -9,7 +9,9 @@ from functools import partial
 from typing import Any
 
 import click
+import psycopg
 import structlog
+from flask import current_app
 
 from app.config import Settings
 
@@ -26,6 +28,8 @@ TEXT_LINE = structlog.dev.ConsoleRenderer(colors=False)
 JSON_LINE = structlog.processors.JSONRenderer()
 
 COMMANDS_OF_THE_SERVICE = (" prepare", " run")
+
+log = structlog.get_logger("start")
 
 
 def logging_config(settings: Settings) -> dict[str, Any]:
@@ -51,9 +55,8 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "alembic.runtime.plugins": {"level": "WARNING"},
             "alembic.ddl.postgresql": {"level": "WARNING"},
             "alembic.runtime.migration": {"filters": ["news"]},
-            # gunicorn's own handlers would print every line twice.
+            # gunicorn's own handler would print every line twice.
             "gunicorn.error": {"handlers": [], "propagate": True},
-            "gunicorn.access": {"handlers": [], "propagate": True},
         },
     }
 
@@ -64,7 +67,10 @@ def _render(production: bool, logger: Any, method: str, event: Any) -> Any:
             event.pop(field, None)
         return PLAIN_LINE(logger, method, event)
     if production:
+        error = event.get("exc_info")
         event = structlog.processors.format_exc_info(logger, method, event)
+        if "exception" in event:
+            event["exception"] = without_rows(event["exception"], error)
         return JSON_LINE(logger, method, event)
     return TEXT_LINE(logger, method, event)
 
@@ -77,6 +83,25 @@ def _is_read_by_a_person(production: bool) -> bool:
     return not production or sys.stderr.isatty()
 
 
+def without_rows(words: str, error: Any) -> str:
+    """What is said of an error, without PostgreSQL's detail, which shows values of the row."""
+    each = error[1] if isinstance(error, tuple) else error
+    while isinstance(each, BaseException):
+        if isinstance(each, psycopg.Error) and (detail := each.diag.message_detail):
+            words = words.replace(detail, "(hidden)")
+        each = each.__cause__ or each.__context__
+    return words
+
+
+def say(words: str, err: bool = False) -> None:
+    """Say what a command does: to a person in a plain line, else in a line of the log."""
+    production = current_app.config["SETTINGS"].production
+    if not production or _is_read_by_a_person(production):
+        click.echo(words, err=err)
+    else:
+        log.info(words)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(("Context impl", "Will assume"))
 
@@ -84,6 +109,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 def init_app(settings: Settings) -> None:
     """Treat the log lines of structlog and of the standard library alike."""
     logging.config.dictConfig(logging_config(settings))
+    logging.captureWarnings(settings.production)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

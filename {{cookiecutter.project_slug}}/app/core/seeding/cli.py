@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from app.config import Settings
 from app.core import privileges
 from app.core.database_errors import is_behind_the_models
+from app.core.logs import say
 from app.core.seeding.planting import plant
 from app.core.seeding.removal import remove
 from app.core.seeding.seed import Seed, SeedError, reason_in_full
@@ -139,7 +140,7 @@ def _in_one_transaction(work: Callable[[], Iterable[str]]) -> None:
             why = AHEAD.format(why)
         raise click.ClickException(f"{why}. Nothing was changed.") from None
     for line in lines:
-        click.echo(line)
+        say(line)
 
 
 def _one_at_a_time() -> None:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import click
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -22,6 +21,7 @@ from sqlalchemy.sql.elements import ClauseElement
 
 from app.config import ROOT
 from app.core.database_errors import reason
+from app.core.logs import say
 from app.models import Base
 
 PROGRESS_EVERY = 25_000
@@ -140,7 +140,7 @@ class Seed:
 
     def report(self, done: int, total: int, what: str) -> None:
         """Say how far a large seed has got."""
-        click.echo(f"{self.noun}: {done:,} of {total:,} {what}", err=True)
+        say(f"{self.noun}: {done:,} of {total:,} {what}", err=True)
 
     @property
     def _key_names(self) -> tuple[str, ...]:
