@@ -6,11 +6,11 @@ import traceback
 from typing import Any
 
 from gunicorn.util import make_fail_app
-from gunicorn.workers.gthread import ThreadWorker
 
 from app.config import ROOT, load_settings
 from app.core import embedded
 from app.core.logs import logging_config
+from app.core.worker import Worker
 
 settings = load_settings()
 if settings.database_url is None:
@@ -30,7 +30,7 @@ reload = settings.app_env == "development"
 reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc]
+class PatientWorker(Worker):
     """Shows why the saved code does not start, and waits for the next save."""
 
     def load_wsgi(self) -> None:
@@ -46,7 +46,16 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         os._exit(0)
 
 
-worker_class = PatientWorker if reload else "gthread"
+worker_class = PatientWorker if reload else Worker
+Worker.body_limit = settings.max_content_length
+Worker.patience = settings.client_seconds
+# A thread gives files to the worker as well, and does not wait until the client has taken them.
+sendfile = False
+# Fewer than the 1024 files that a process may usually open.
+worker_connections = 900
+# Longer than the balancer or proxy in front keeps an idle connection, usually 60 s: if this end
+# closed first, it could be in the very moment that the next request comes.
+keepalive = 75
 
 
 def post_fork(server: Any, worker: Any) -> None:

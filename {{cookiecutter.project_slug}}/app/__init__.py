@@ -19,7 +19,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     app.config["SETTINGS"] = settings
     app.config["SECRET_KEY"] = settings.secret_key
     app.config["DESCRIPTION"] = PROJECT["description"]
-    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_content_length
     app.config["TEMPLATES_AUTO_RELOAD"] = settings.app_env == "development"
     app.url_map.strict_slashes = False
 

@@ -150,6 +150,8 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
+    max_content_length: int = Field(1024 * 1024, ge=0)
+    client_seconds: float = Field(20, gt=0, allow_inf_nan=False)
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
