@@ -19,6 +19,8 @@ if settings.database_url is None:
 
 wsgi_app = "app:create_app()"
 bind = settings.address
+# Nobody tells gunicorn who they are and whether they used TLS: app/core/hosts.py decides that.
+forwarded_allow_ips = ""
 
 workers = settings.web_concurrency
 # One for each connection in the pool.

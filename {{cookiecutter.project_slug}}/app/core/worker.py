@@ -19,6 +19,7 @@ from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
 from app.core.connections import Connection
+from app.core.headers import HEADERS
 
 # Seconds for the rest of what a client sends when its connection is being closed: without them,
 # it might not get the last answer.
@@ -231,6 +232,7 @@ def write_problem(conn: Connection, status: int, _reason: str, detail: str) -> N
         "Connection: close",
         "Content-Type: application/problem+json",
         f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in HEADERS.items()),
     )
     conn.sendall("\r\n".join([*head, "", body]).encode())
 

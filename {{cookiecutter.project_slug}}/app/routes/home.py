@@ -1,6 +1,6 @@
-"""/ shows what this service is and how it is doing."""
+"""/ shows what this service is and, except in production, how it is doing."""
 
-from apiflask import APIBlueprint
+from apiflask import APIBlueprint, abort
 from flask import current_app, render_template
 
 from app.config import PROJECT
@@ -12,11 +12,10 @@ home = APIBlueprint("home", __name__, enable_openapi=False)
 @home.get("/")
 def index() -> str:
     """The page for people."""
-    revision, reason = database_state()
+    settings = current_app.config["SETTINGS"]
+    if not settings.shows_pages:
+        abort(404)
+    revision, reason = (None, None) if settings.production else database_state()
     return render_template(
-        "home.html",
-        project=PROJECT,
-        settings=current_app.config["SETTINGS"],
-        revision=revision,
-        reason=reason,
+        "home.html", project=PROJECT, settings=settings, revision=revision, reason=reason
     )
