@@ -1,5 +1,7 @@
 """Headers of every answer: what a browser must not do with it."""
 
+from collections.abc import Iterable
+
 from apiflask import APIFlask
 from flask import Response, request
 
@@ -16,12 +18,14 @@ HEADERS = {
 HSTS = "max-age=31536000"
 
 
-def page_policy(*scripts: str) -> str:
-    """A page loads only files of this service, and of inline scripts those with these hashes."""
-    sources = " ".join(["'self'", *scripts])
+def page_policy(scripts: Iterable[str] = (), styles: Iterable[str] = ()) -> str:
+    """A page loads only files of this service, and nothing inline but what has these hashes."""
+    script_sources = " ".join(["'self'", *scripts])
+    style_sources = " ".join(["'self'", *styles])
     return (
-        f"default-src 'none'; script-src {sources}; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src {script_sources}; style-src {style_sources}; "
+        "img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
 
 
