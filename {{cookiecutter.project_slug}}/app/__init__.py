@@ -17,6 +17,7 @@ from app.core import (
     metrics,
     migrations,
     openapi,
+    overload,
     requests,
     seeding,
     sentry,
@@ -61,6 +62,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     requests.init_app(app, settings)
     metrics.init_app(app, settings)
     hosts.init_app(app, settings)
+    overload.init_app(app, settings)
     headers.init_app(app, settings)
     cors.init_app(app, settings)
     docs.init_app(app, settings)
