@@ -23,10 +23,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import requests
-
+# In place of this folder, in which this file would be taken for the library of its name.
+sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import requests
 from conftest import Project, clean_environment, free_port, generate, wait_until
 from production import SECRET, Database, running
 
@@ -77,7 +78,8 @@ def shown(book):
 
 
 app = Flask(__name__)
-app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
+url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:")
+app.config["SQLALCHEMY_DATABASE_URI"] = url
 app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": 40}
 db.init_app(app)
 

@@ -1,4 +1,4 @@
-"""More requests than the service can serve: some are refused at once, so that the others are not late.
+"""More requests than the service can serve: some are refused, so that the others are not late.
 
 A request waits for a thread, then for a connection, altogether DATABASE_POOL_TIMEOUT seconds.
 """
