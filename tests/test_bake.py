@@ -20,8 +20,8 @@ pyproject.toml
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
 app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
-app/core/errors.py app/core/etags.py app/core/extensions.py app/core/history.py
-app/core/inputs.py app/core/logs.py app/core/openapi.py
+app/core/errors.py app/core/etags.py app/core/examples.py app/core/extensions.py
+app/core/history.py app/core/inputs.py app/core/logs.py app/core/openapi.py
 app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py
