@@ -48,6 +48,15 @@ def breaks() -> Response:
     return Response(parts())
 
 
+@home.get("/never")
+def never() -> Response:
+    def parts():
+        raise RuntimeError("before the first part")
+        yield ""
+
+    return Response(parts())
+
+
 @home.get("/row")
 @in_transaction
 def row() -> str:
@@ -195,6 +204,7 @@ def test_other_lines_of_a_request_have_its_id(served: Server):
         ("/boom", "Exception on /boom [GET]", 500, "RuntimeError: boom"),
         ("/row", "Exception on /row [GET]", 500, "DETAIL:  (hidden)"),
         ("/teardown", "a request failed outside of its route", 500, "in the teardown"),
+        ("/never", "an answer broke off", 500, "before the first part"),
     ],
 )
 def test_an_exception_has_the_id_too(served: Server, path, event, status, said):
@@ -224,11 +234,12 @@ def test_an_answer_that_breaks_off(served: Server):
         return [each for each in records(served.log) if "in the middle" in str(each)]
 
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
-        ask(served, "/breaks")
+        ask(served, f"/breaks?token={SECRET}")
     wait_until(lines, "it is logged")
-    failed, line = of_request(served, str(lines()[0]["request_id"]))[::-1]
-    assert (failed["event"], failed["logger"]) == ("Error handling request", "gunicorn.error")
+    failed, line = of_request(served, str(lines()[0]["request_id"]))
+    assert (failed["event"], failed["level"]) == ("an answer broke off", "error")
     assert (line["event"], line["status"]) == ("request", 200)
+    assert len(lines()) == 1
 
 
 def test_what_gunicorn_refuses_is_its_own_line(served: Server):
