@@ -14,25 +14,25 @@ from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh
-pyproject.toml
+.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
-app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
-app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
-app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
-app/core/metrics.py app/core/privileges.py app/core/requests.py app/core/rows.py
-app/core/sentry.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
+app/core/__init__.py app/core/api.py app/core/backfill.py app/core/bodies.py app/core/commands.py
+app/core/connections.py app/core/cors.py app/core/database.py app/core/database_errors.py
+app/core/docs.py app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py
+app/core/etags.py app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
+app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/privileges.py
+app/core/requests.py app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py
+app/core/sql.py app/core/tracing.py app/core/waiting.py app/core/worker.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
-app/core/migrations/differences.py app/core/migrations/drops.py
-app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
-app/core/migrations/looks.py app/core/migrations/model_checks.py app/core/migrations/naming.py
-app/core/migrations/offline.py app/core/migrations/ownership.py
-app/core/migrations/reversible.py app/core/migrations/revision_text.py
-app/core/migrations/safe_operations.py app/core/migrations/server_defaults.py
+app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
+app/core/migrations/failures.py app/core/migrations/lock.py app/core/migrations/looks.py
+app/core/migrations/model_checks.py app/core/migrations/naming.py app/core/migrations/offline.py
+app/core/migrations/ownership.py app/core/migrations/reversible.py
+app/core/migrations/revision_text.py app/core/migrations/safe_operations.py
+app/core/migrations/server_defaults.py app/core/migrations/types.py app/core/migrations/unseen.py
 app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
-app/core/migrations/template/script.py.mako app/core/migrations/types.py
-app/core/migrations/unseen.py
+app/core/migrations/template/script.py.mako
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
 app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/listener.py
@@ -50,8 +50,9 @@ app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
 docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_requests.py
-tests/test_seeds.py tests/test_shell.py
+tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
+tests/test_requests.py tests/test_seeds.py tests/test_shell.py
+app/static/home.css
 """
 
 LICENSE_FILES = {

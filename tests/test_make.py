@@ -50,7 +50,7 @@ def test_demo(clone):
     try:
         wait_until(server.answers, "the demo serves")
         assert server.get("/readyz").status_code == 200
-        assert server.get("/api/books").json()["total"] == 4
+        assert len(server.get("/api/books").json()["items"]) == 4
         taken = run("make", "demo", f"PORT={port}", cwd=clone)
         assert taken.returncode != 0
         assert f"Port {port} is in use" in taken.stdout

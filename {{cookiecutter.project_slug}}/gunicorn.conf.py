@@ -11,6 +11,7 @@ from gunicorn.util import make_fail_app
 from app.config import ROOT, load_settings
 from app.core import drain, embedded, metrics
 from app.core.logs import logging_config
+from app.core.worker import Worker
 
 settings = load_settings()
 if settings.database_url is None:
@@ -22,6 +23,8 @@ bind = [settings.address]
 if settings.metrics_port:
     bind.append(settings.address_of(settings.metrics_port))
     metrics.make_folder()
+# Nobody tells gunicorn who they are and whether they used TLS: app/core/hosts.py decides that.
+forwarded_allow_ips = ""
 
 workers = settings.web_concurrency
 threads = settings.web_threads
@@ -34,7 +37,7 @@ reload = settings.app_env == "development"
 reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
 
 
-class PatientWorker(drain.DrainingWorker):
+class PatientWorker(Worker):
     """Shows why the saved code does not start, and waits for the next save."""
 
     def load_wsgi(self) -> None:
@@ -50,7 +53,13 @@ class PatientWorker(drain.DrainingWorker):
         os._exit(0)
 
 
-worker_class = PatientWorker if reload else drain.DrainingWorker
+worker_class = PatientWorker if reload else Worker
+Worker.body_limit = settings.max_content_length
+Worker.patience = settings.client_seconds
+# A thread gives files to the worker as well, and does not wait until the client has taken them.
+sendfile = False
+# Fewer than the 1024 files that a process may usually open.
+worker_connections = 900
 
 
 def on_starting(server: Any) -> None:

@@ -1,16 +1,22 @@
 """The service. `create_app` is its table of contents."""
 
 from apiflask import APIFlask
-from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.config import PROJECT, Settings, load_settings
 from app.core import (
     commands,
+    cors,
     database,
+    docs,
     errors,
+    etags,
+    headers,
+    hosts,
+    inputs,
     logs,
     metrics,
     migrations,
+    openapi,
     requests,
     seeding,
     sentry,
@@ -27,13 +33,18 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     Raises `InvalidSettings`, which names everything that is missing or wrong.
     """
     settings = settings or load_settings()
-    app = APIFlask(__name__, title=PROJECT["title"], version=PROJECT["version"], docs_path=None)
+    app = APIFlask(
+        __name__,
+        title=PROJECT["title"],
+        version=PROJECT["version"],
+        spec_path="/openapi.json" if settings.shows_pages else None,
+        docs_path=None,
+    )
     app.config["SETTINGS"] = settings
     app.config["SECRET_KEY"] = settings.secret_key
     app.config["DESCRIPTION"] = PROJECT["description"]
-    app.config["MAX_CONTENT_LENGTH"] = 1024 * 1024
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_content_length
     app.config["TEMPLATES_AUTO_RELOAD"] = settings.app_env == "development"
-    app.url_map.strict_slashes = False
 
     logs.init_app(settings)
     sentry.init_app(settings)
@@ -43,11 +54,17 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     commands.init_app(app)
     seeding.init_app(app, SEEDS)
     shell.init_app(app)
+    inputs.init_app(app)
+    etags.init_app(app)
     errors.init_app(app)
+    openapi.init_app(app)
     requests.init_app(app, settings)
     metrics.init_app(app, settings)
+    hosts.init_app(app, settings)
+    headers.init_app(app, settings)
+    cors.init_app(app, settings)
+    docs.init_app(app, settings)
 
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
-    app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     return app

@@ -19,7 +19,7 @@ import psycopg
 from dotenv import dotenv_values
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 from structlog.processors import TimeStamper
@@ -88,10 +88,47 @@ def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None
 
 
 def _secret_in_production(value: str, info: ValidationInfo) -> str:
-    if value == DEVELOPMENT_SECRET_KEY and info.data.get("app_env") == "production":
+    if info.data.get("app_env") != "production":
+        return value
+    if value in ("", DEVELOPMENT_SECRET_KEY):
+        fault = "is not set, or still has the value of .env.example."
+    elif len(value) < 16 or len(set(value)) < 8:
+        fault = "can be guessed: it has less than 16 characters, or mostly the same ones."
+    else:
+        return value
+    raise ValueError(
+        f"{fault} Production needs a random value:"
+        "\n    python -c 'import secrets; print(secrets.token_hex(32))'"
+    )
+
+
+def _no_debugger_in_production(value: bool, info: ValidationInfo) -> bool:
+    if value and info.data.get("app_env") == "production":
         raise ValueError(
-            "is not set, or still has the value of .env.example. Production needs a random value:"
-            "\n    python -c 'import secrets; print(secrets.token_hex(32))'"
+            "is on. In production it would let every visitor run code. Unset it, and do not "
+            "write --debug after flask."
+        )
+    return value
+
+
+def _list(value: object) -> object:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+
+
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*|\[[0-9a-f:]+\]", value := value.lower()):
+        raise ValueError(
+            f"has {value!r}. It lists names without scheme, port or path, like "
+            "example.com,.example.org: the one with a dot in front includes all names below it."
+        )
+    return value
+
+
+def _origin(value: str) -> str:
+    if not re.fullmatch(r"\*|https?://[^/\s*]+", value):
+        raise ValueError(
+            f"has {value!r}. It lists origins as a browser sends them, like "
+            "https://app.example.com,http://localhost:3000; * alone stands for all."
         )
     return value
 
@@ -156,6 +193,8 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+HostName = Annotated[str, AfterValidator(_host_name)]
+Origin = Annotated[str, AfterValidator(_origin)]
 DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
 
 
@@ -198,12 +237,21 @@ class Settings(BaseSettings):
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False
     )
+    flask_debug: Annotated[bool, AfterValidator(_no_debugger_in_production)] = False
+    # If unset: everywhere except in production.
+    show_pages: bool | None = None
+    trusted_hosts: Annotated[list[HostName], NoDecode, BeforeValidator(_list)] = []
+    cors_origins: Annotated[list[Origin], NoDecode, BeforeValidator(_list)] = []
+    proxy_hops: int = Field(0, ge=0)
+
     host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
     web_threads: int = Field(40, ge=1)
     # If unset: 5 in production, 0 elsewhere.
     drain_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
+    max_content_length: int = Field(1024 * 1024, ge=0)
+    client_seconds: float = Field(20, gt=0, allow_inf_nan=False)
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
     ] = "INFO"
@@ -224,6 +272,11 @@ class Settings(BaseSettings):
     def production(self) -> bool:
         """True if APP_ENV is production."""
         return self.app_env == "production"
+
+    @property
+    def shows_pages(self) -> bool:
+        """Whether people see `/`, `/docs` and `/openapi.json`."""
+        return not self.production if self.show_pages is None else self.show_pages
 
     @property
     def address(self) -> str:

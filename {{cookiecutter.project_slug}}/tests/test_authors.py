@@ -16,7 +16,7 @@ def author(session: Session) -> Author:
 
 
 def test_authors_are_listed(client: FlaskClient, author: Author) -> None:
-    page = client.get("/api/authors").get_json()
+    page = client.get("/api/authors?total=true").get_json()
     assert [item["name"] for item in page["items"]] == ["Toni Morrison"]
     assert page["total"] == 1
 
@@ -53,4 +53,6 @@ def test_an_author_with_books_stays(client: FlaskClient, session: Session, autho
 
 
 def test_a_name_is_taken_once(client: FlaskClient, author: Author) -> None:
-    assert client.post("/api/authors", json={"name": author.name}).status_code == 409
+    response = client.post("/api/authors", json={"name": author.name})
+    assert response.status_code == 409
+    assert [error["where"] for error in response.get_json()["errors"]] == ["json.name"]

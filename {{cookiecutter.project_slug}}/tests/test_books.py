@@ -67,8 +67,9 @@ def test_a_book_that_does_not_exist(client: FlaskClient, method: str) -> None:
     assert response.get_json()["detail"] == "There is no book 123456789012."
 
 
-def test_a_number_that_no_book_can_have(client: FlaskClient) -> None:
-    assert client.get(f"/api/books/{10**30}").status_code == 404
+@pytest.mark.parametrize("number", [10**30, 2**63, "1_0", "١", "+1", "01", "1.0"])
+def test_a_number_that_no_book_can_have(client: FlaskClient, number: int | str) -> None:
+    assert client.get(f"/api/books/{number}").status_code == 404
 
 
 def test_pages(client: FlaskClient, session: Session, author: Author) -> None:
@@ -76,17 +77,51 @@ def test_pages(client: FlaskClient, session: Session, author: Author) -> None:
         isbn = f"{number:013}"
         session.add(Book(isbn=isbn, title="A title", genre=Genre.FICTION, author_id=author.id))
     session.commit()
-    page = client.get("/api/books?page=2&per_page=2").get_json()
-    assert [book["isbn"] for book in page.pop("items")] == [f"{2:013}", f"{3:013}"]
-    assert page == {"page": 2, "per_page": 2, "total": 5, "pages": 3}
-    assert client.get("/api/books?page=4&per_page=2").get_json()["items"] == []
+    url, isbns = "/api/books?per_page=2", []
+    while url:
+        page = client.get(url).get_json()
+        assert set(page) == {"items", "next"}
+        isbns.append([book["isbn"][-1] for book in page["items"]])
+        url = page["next"]
+    assert isbns == [["0", "1"], ["2", "3"], ["4"]]
+    assert client.get("/api/books?per_page=2&total=true").get_json()["total"] == 5
 
 
-@pytest.mark.parametrize("query", ["page=0", "page=x", "per_page=0", "per_page=101"])
+@pytest.mark.parametrize(
+    "query",
+    ["after=-1", "after=x", "per_page=0", "per_page=101", "per_page=1_0", "total=yes", "page=2"],
+)
 def test_a_page_that_cannot_exist(client: FlaskClient, query: str) -> None:
     response = client.get(f"/api/books?{query}")
     assert (response.status_code, response.mimetype) == (422, PROBLEM)
     assert response.get_json()["errors"][0]["where"] == f"query.{query.split('=')[0]}"
+
+
+def test_a_book_that_has_not_changed_is_not_sent_again(
+    client: FlaskClient, book: dict[str, Any]
+) -> None:
+    url = f"/api/books/{book['id']}"
+    tag = client.get(url).headers["ETag"]
+    response = client.get(url, headers={"If-None-Match": tag})
+    assert (response.status_code, response.data, response.headers["ETag"]) == (304, b"", tag)
+    changed = client.patch(url, json={"title": "Jazz"})
+    assert changed.headers["ETag"] != tag
+    assert client.get(url, headers={"If-None-Match": tag}).get_json() == changed.get_json()
+
+
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+def test_nobody_overwrites_what_they_have_not_seen(
+    client: FlaskClient, body: dict[str, Any], method: str
+) -> None:
+    created = client.post("/api/books", json=body)
+    url, seen = created.headers["Location"], {"If-Match": created.headers["ETag"]}
+    changed = client.patch(url, json={"title": "Jazz"}, headers=seen)
+    assert changed.status_code == 200
+    late = client.open(url, method=method, json={}, headers=seen)
+    assert (late.status_code, late.mimetype) == (412, PROBLEM)
+    assert client.get(url).get_json() == changed.get_json()
+    seen = {"If-Match": changed.headers["ETag"]}
+    assert client.open(url, method=method, json={}, headers=seen).status_code in (200, 204)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +132,7 @@ def test_a_page_that_cannot_exist(client: FlaskClient, query: str) -> None:
         ("title", None),
         ("genre", "poetry"),
         ("published", 100_000),
-        ("author_id", 123_456_789),
+        ("author_id", True),
         ("publisher", "Knopf"),
     ],
 )
@@ -113,6 +148,12 @@ def test_a_wrong_field_is_named(
     assert [error["where"] for error in response.get_json()["errors"]] == [f"json.{field}"]
 
 
+def test_an_author_who_does_not_exist(client: FlaskClient, body: dict[str, Any]) -> None:
+    response = client.post("/api/books", json=body | {"author_id": 123_456_789})
+    assert (response.status_code, response.mimetype) == (409, PROBLEM)
+    assert [error["where"] for error in response.get_json()["errors"]] == ["json.author_id"]
+
+
 def test_missing_fields_are_named(client: FlaskClient) -> None:
     errors = client.post("/api/books", json={}).get_json()["errors"]
     assert {error["where"] for error in errors} == {
@@ -123,17 +164,32 @@ def test_missing_fields_are_named(client: FlaskClient) -> None:
     }
 
 
-def test_unreadable_json(client: FlaskClient) -> None:
-    response = client.post("/api/books", data="{", content_type="application/json")
+@pytest.mark.parametrize("data", ["", "{", '{"title": NaN}', '{"title": "A", "title": "B"}'])
+def test_unreadable_json(client: FlaskClient, data: str) -> None:
+    response = client.post("/api/books", data=data, content_type="application/json")
     assert (response.status_code, response.mimetype) == (400, PROBLEM)
     assert "JSON" in response.get_json()["detail"]
 
 
-def test_a_character_that_postgresql_cannot_store(
-    client: FlaskClient, body: dict[str, Any]
-) -> None:
-    response = client.post("/api/books", json=body | {"title": "A\0B"})
+@pytest.mark.parametrize("data", ["null", "[]", '"text"', "1"])
+def test_a_body_that_is_not_an_object(client: FlaskClient, data: str) -> None:
+    response = client.post("/api/books", data=data, content_type="application/json")
     assert (response.status_code, response.mimetype) == (422, PROBLEM)
+    assert [error["where"] for error in response.get_json()["errors"]] == ["json"]
+
+
+def test_another_media_type(client: FlaskClient) -> None:
+    response = client.post("/api/books", data={"title": "Beloved"})
+    assert (response.status_code, response.mimetype) == (415, PROBLEM)
+
+
+@pytest.mark.parametrize("title", ["A\0B", "A\ud800B", "A\nB"])
+def test_a_character_that_a_title_cannot_have(
+    client: FlaskClient, body: dict[str, Any], title: str
+) -> None:
+    response = client.post("/api/books", json=body | {"title": title})
+    assert (response.status_code, response.mimetype) == (422, PROBLEM)
+    assert [error["where"] for error in response.get_json()["errors"]] == ["json.title"]
 
 
 def test_the_openapi_document(client: FlaskClient) -> None:
@@ -149,4 +205,4 @@ def test_an_isbn_is_taken_once(
     response = client.post("/api/books", json=body)
     assert (response.status_code, response.mimetype) == (409, PROBLEM)
     assert "already exists" in response.get_json()["detail"]
-    assert client.get("/api/books").get_json()["total"] == 1
+    assert len(client.get("/api/books").get_json()["items"]) == 1

@@ -1,6 +1,7 @@
 """Settings: every fault named at once, no secret shown, `.env.example` complete."""
 
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def fault(**environment: str) -> str:
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_every_postgresql_url_is_psycopg(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    monkeypatch.setenv("SECRET_KEY", "a secret")
+    monkeypatch.setenv("SECRET_KEY", secrets.token_hex(32))
     monkeypatch.setenv("DATABASE_URL", f"{scheme}://me:p%40%2F%3Ass@db:5432/name?sslmode=require")
     url = load_settings().database_url
     assert url is not None
@@ -48,6 +49,31 @@ def test_production_names_all_that_is_missing() -> None:
     message = fault()
     assert "DATABASE_URL is not set" in message
     assert "SECRET_KEY is not set" in message
+
+
+@pytest.mark.parametrize("secret", ["x", "   ", "changeme", "a" * 64, DEVELOPMENT_SECRET_KEY])
+def test_production_refuses_a_secret_that_can_be_guessed(secret: str) -> None:
+    message = fault(SECRET_KEY=secret)
+    assert "SECRET_KEY " in message
+    assert "secrets.token_hex(32)" in message
+
+
+def test_production_refuses_the_debugger() -> None:
+    assert "FLASK_DEBUG is on" in fault(FLASK_DEBUG="1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRUSTED_HOSTS", "https://example.com"),
+        ("TRUSTED_HOSTS", "example.com:443"),
+        ("TRUSTED_HOSTS", "example.com,*.example.org"),
+        ("CORS_ORIGINS", "app.example.com"),
+        ("CORS_ORIGINS", "https://app.example.com/"),
+    ],
+)
+def test_lists_whose_items_could_never_match(name: str, value: str) -> None:
+    assert f"{name} has {value.rsplit(',')[-1]!r}. It lists" in fault(**{name: value})
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -1,67 +1,153 @@
-"""The service keeps only connections that are of use: dead ones are found, and dropped."""
+"""One client's connection: what has arrived on it, and what is still to be sent. See worker.py."""
 
-import select
+import errno
+import socket
+from io import BytesIO
 from typing import Any
 
-import psycopg
-from psycopg import errors
-from sqlalchemy import Engine, ExceptionContext, event
-from sqlalchemy.exc import InvalidatePoolError
+from gunicorn.http import get_parser
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
 
-# After the server had its time to end a statement, this side waits no longer.
-SERVER_IS_LATE_SECONDS = 3
+from app.core.bodies import Chunked, Measured
 
-
-def watch(engine: Engine, statement_seconds: float) -> None:
-    """Drop connections that are of no use any more; `statement_seconds` 0 means no limit."""
-    event.listen(engine, "handle_error", _leave_a_read_only_server)
-
-    @event.listens_for(engine, "checkout")
-    def check(connection: psycopg.Connection, _record: Any, _proxy: Any) -> None:
-        """Instead of a ping: a server that closed the connection has sent that."""
-        if _has_sent_something(connection) and not _answers(engine, connection):
-            raise InvalidatePoolError
-
-    if statement_seconds:
-        limit = statement_seconds + SERVER_IS_LATE_SECONDS
-
-        @event.listens_for(engine, "do_connect")
-        def connect(_d: Any, _r: Any, words: Any, options: Any) -> psycopg.Connection:
-            connection = ImpatientConnection.connect(*words, **options)
-            connection.limit = limit
-            return connection
+# The longest first line that gunicorn takes, and the longest head that nginx takes.
+LINE_LIMIT, HEAD_LIMIT = 4094, 32 * 1024
+# A thread waits for the client only if more than this of its answer is still to be sent.
+UNSENT_LIMIT = 2 * 1024 * 1024
 
 
-class ImpatientConnection(psycopg.Connection[Any]):
-    """Gives up a server that is frozen: it keeps the connection, and no timeout of its own."""
+class Connection:
+    """The main loop and a thread use it in turns. In the thread, gunicorn takes it for a socket."""
 
-    limit: float | None = None
+    def __init__(self, config: Any, peer: socket.socket, client: Any, patience: float) -> None:
+        peer.setblocking(False)
+        self.socket, self.client, self.server = peer, client, peer.getsockname()
+        self.patience = patience
+        # It has no socket to wait for, only a buffer that is filled here.
+        self.parser = get_parser(config, (), client)
+        self.received = bytearray()
+        self.request: Any = None
+        self.body: Measured | Chunked = Measured(0)
+        self.too_long = False
+        self.unsent = bytearray()
+        self.answering = False
+        self.lasting = True
+        self.phase = ""
+        self.deadline = self.queued_at = 0.0
 
-    def wait(self, gen: Any, *words: Any, **options: Any) -> Any:
-        """Wait for the server as psycopg does, but not for ever."""
+    @property
+    def held(self) -> int:
+        """How many bytes of memory it takes."""
+        return len(self.received) + len(self.unsent)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a request has arrived."""
+        return bool(self.received or self.request)
+
+    # In the main loop
+
+    def receive(self) -> bool:
+        """Take what has arrived. False if the client will send no more."""
+        data = self.socket.recv(64 * 1024)
+        self.received += data
+        return bool(data)
+
+    def take_head(self) -> bool:
+        """Make the request, if its head has arrived. What follows it stays in `received`."""
+        if not self._head_is_complete():
+            return False
+        self.parser.mesg = None  # the request before this one was read to its end
+        self.parser.unreader.unread(bytes(self.received))
+        self.request = next(self.parser)
+        self.received = bytearray(self.parser.unreader.take_buffered())
+        reader = self.request.body.reader
+        self.body = Chunked() if isinstance(reader, ChunkedReader) else Measured(reader.length)
+        return True
+
+    def _head_is_complete(self) -> bool:
+        """True also if it never will be, because gunicorn knows what is wrong with it."""
+        data = self.received
+        if b"\r\n\r\n" in data:
+            return True
+        if len(data) > LINE_LIMIT and b"\r\n" not in data:
+            raise LimitRequestLine(len(data), LINE_LIMIT)
+        if len(data) > HEAD_LIMIT:
+            raise LimitRequestHeaders(f"more than {HEAD_LIMIT} bytes")
+        return data.count(b"\n") != data.count(b"\r\n")
+
+    def take_body(self, limit: int) -> bool:
+        """Give the request its body, if it has arrived or is too long to wait for."""
+        end = self.body.end(self.received)
+        # A chunk of one byte takes six.
+        self.too_long = self.body.length > limit or len(self.received) > 6 * limit + HEAD_LIMIT
+        expected, self.request._expected_100_continue = self.request._expected_100_continue, False
+        if self.too_long:
+            self.body.length = max(self.body.length, limit + 1)
+            self.request.force_close()
+            return True
+        if end is None:
+            if expected:
+                self.unsent += b"HTTP/1.1 100 Continue\r\n\r\n"
+                self.send()
+            return False
+        self.parser.unreader.unread(bytes(self.received[:end]))
+        del self.received[:end]
+        return True
+
+    def end_request(self, lasting: bool) -> None:
+        """Make ready for the next request or, unless it is `lasting`, for the end."""
+        self.request = None
+        self.answering = False
+        self.lasting = lasting
+        if not lasting:
+            self.received.clear()
+
+    # In a thread
+
+    @property
+    def sock(self) -> "Connection":
+        """Where gunicorn writes the answer."""
+        return self
+
+    def decode_body(self) -> None:
+        """Have gunicorn read the body, so that the service gets all of it, or its length."""
+        request, length = self.request, self.body.length
+        body = b"" if self.too_long else request.body.read()
+        request.body = BytesIO(body)
+        if isinstance(self.body, Chunked):
+            request.headers = [item for item in request.headers if item[0] != "TRANSFER-ENCODING"]
+            request.headers.append(("CONTENT-LENGTH", str(length if self.too_long else len(body))))
+        if self.parser.unreader.take_buffered():
+            request.force_close()
+
+    def sendall(self, data: bytes) -> None:
+        """Take a part of the answer. Its head is sent together with what follows."""
+        self.unsent += data
+        if self.answering:
+            self.send()
+        self.answering = True
+        if len(self.unsent) > UNSENT_LIMIT:
+            self.socket.settimeout(self.patience)
+            try:
+                self.socket.sendall(self.unsent)
+            except TimeoutError as error:
+                raise BrokenPipeError(errno.EPIPE, "the client takes nothing") from error
+            finally:
+                self.unsent.clear()
+                self.socket.setblocking(False)
+
+    def send(self) -> None:
+        """Send as much as the network takes at once."""
         try:
-            return super().wait(gen, *words, **{"timeout": self.limit} | options)
-        except errors._WaitTimeout as error:
-            self.pgconn.finish()
-            raise psycopg.OperationalError(
-                f"the server has not answered for {self.limit:g} s"
-            ) from error
+            del self.unsent[: self.socket.send(self.unsent)]
+        except BlockingIOError:
+            return
 
+    def shutdown(self, _how: int) -> None:
+        """Refuse what gunicorn does to end an answer that broke off; the main loop does it."""
+        raise OSError
 
-def _has_sent_something(connection: psycopg.Connection) -> bool:
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _answers(engine: Engine, connection: Any) -> bool:
-    try:
-        return engine.dialect.do_ping(connection)
-    except psycopg.Error:
-        return False
-
-
-def _leave_a_read_only_server(context: ExceptionContext) -> None:
-    """After a failover: connect again, to the server that takes writes by now."""
-    if isinstance(context.original_exception, errors.ReadOnlySqlTransaction):
-        context.is_disconnect = True
+    def close(self) -> None:
+        """Do nothing, for the same reason."""

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
-from app.core import connections, embedded, extensions, session
+from app.core import embedded, extensions, pool, session
 from app.core.waiting import at_most_every, tries
 from app.models import db
 
@@ -61,7 +61,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     app.extensions["probe"] = probe
     for each in {engine, probe}:
         _start_embedded_on_first_use(each, settings)
-        connections.watch(each, limits.get("statement_timeout", 0) / 1000)
+        pool.watch(each, limits.get("statement_timeout", 0) / 1000)
         if settings.database_pooled:
             _set_schema_per_transaction(each, settings.schema_name)
 

@@ -1,5 +1,7 @@
 """What an error of the database means."""
 
+import re
+
 import psycopg
 from psycopg import errors
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
@@ -74,6 +76,15 @@ def explained(error: BaseException) -> str:
     more = ((name, getattr(diagnosis, f"message_{name}", None)) for name in ("detail", "hint"))
     lines = [f"{name.upper()}: {words}" for name, words in more if words]
     return "\n  ".join([reason(error), *lines])
+
+
+def conflicting_columns(error: DBAPIError) -> list[str]:
+    """The columns whose values a unique constraint or a foreign key refused."""
+    if not isinstance(error.orig, errors.UniqueViolation | errors.ForeignKeyViolation):
+        return []
+    # "Key (isbn)=(9780385474542) already exists.", in the language of the server.
+    key = re.search(r"\((.+?)\)=\(", error.orig.diag.message_detail or "")
+    return key[1].split(", ") if key else []
 
 
 def is_in_use(error: DBAPIError) -> bool:

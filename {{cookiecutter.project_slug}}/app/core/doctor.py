@@ -142,7 +142,8 @@ def _revisions(connection: Connection, settings: Settings, at: set[str]) -> Iter
     code = ", ".join(sorted(heads)) or "none"
     found = f"{where}, the code's head is {code}"
     if at - known:
-        yield Line("revision", found, "The database is ahead of the code")
+        why = "newer code migrated the database, or a revision file was deleted"
+        yield Line("revision", f"{found}: {why}", "The database is ahead of the code")
         return
     if len(heads) > 1:
         yield Line("revision", f"{found}: several heads", "Several heads")

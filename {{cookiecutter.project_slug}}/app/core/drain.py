@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import structlog
-from gunicorn.workers.gthread import ThreadWorker
 
 from app.config import Settings
 
@@ -81,35 +80,3 @@ def _let_nobody_in(listener: socket.socket) -> None:
         length = len(NO_NEW_CONNECTIONS) // 8
         pointer = struct.pack("HL", length, ctypes.addressof(program))
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
-
-
-class DrainingWorker(ThreadWorker):  # type: ignore[misc]
-    """Lets clients go while the service drains, and takes everybody in who has come before."""
-
-    def notify(self) -> None:
-        """Tell the master that this worker lives; gunicorn calls it about once a second."""
-        super().notify()
-        if is_on():
-            # Every answer then says "Connection: close".
-            self.max_keepalived = 0
-
-    def accept(self, listener: Any) -> None:
-        """Take a new connection, unless a worker that has fewer is faster."""
-        # gunicorn counts a connection twice that it closes in the middle of an answer.
-        time.sleep(min(max(self.nr_conns, 0), 10) / 10_000)
-        super().accept(listener)
-
-    def set_accept_enabled(self, enabled: bool) -> None:
-        """Accept new connections or, when the worker stops, the last ones: then close the door."""
-        super().set_accept_enabled(enabled)
-        if enabled or self.alive:
-            return
-        listeners = self.sockets
-        self.sockets: list[Any] = []
-        for listener in listeners:
-            listener.setblocking(False)
-            taken = -1
-            while taken != self.nr_conns:
-                taken = self.nr_conns
-                super().accept(listener)
-            listener.close()

@@ -1,6 +1,5 @@
 """Every error as RFC 9457 problem+json."""
 
-import re
 import traceback
 from http import HTTPStatus
 from typing import Any
@@ -9,7 +8,7 @@ import psycopg
 import structlog
 from apiflask import APIFlask, HTTPError
 from flask import current_app, json, request
-from psycopg import errors
+from psycopg.errors import ForeignKeyViolation, UniqueViolation
 from pydantic import BaseModel
 from sqlalchemy.exc import (
     DBAPIError,
@@ -29,6 +28,7 @@ from app.config import ROOT
 from app.core import privileges
 from app.core.database import missing_connect
 from app.core.database_errors import (
+    conflicting_columns,
     is_behind_the_models,
     is_without_privilege,
     passing,
@@ -58,8 +58,6 @@ class Problem(BaseModel):
 
 def init_app(app: APIFlask) -> None:
     """Answer every error with a `Problem`, and say so in the OpenAPI document."""
-    app.config["HTTP_ERROR_SCHEMA"] = Problem.model_json_schema()
-    app.config["VALIDATION_ERROR_SCHEMA"] = Problem.model_json_schema()
     app.error_processor(_http_error)
     app.register_error_handler(HTTPException, _werkzeug_error)
     for kind in (DBAPIError, PendingRollbackError, PoolTimeout, psycopg.Error):
@@ -90,7 +88,7 @@ def unexpected() -> Response:
 def _http_error(error: HTTPError) -> Response:
     """APIFlask's `abort()`, and what its validation found."""
     faults = [
-        {"where": f"{location}.{field}", "detail": message}
+        {"where": f"{location}.{field}".removesuffix("._schema"), "detail": message}
         for location, fields in (error.detail or {}).items()
         for field, messages in fields.items()
         for message in messages
@@ -146,26 +144,20 @@ def _integrity_error(error: IntegrityError) -> Response:
 
     The server's own words show whole rows, or values of others: only what the client sent is named.
     """
-    violated = error.orig
-    diagnosis = getattr(violated, "diag", None)
-    words = getattr(diagnosis, "message_detail", None) or ""
-    named = re.search(r"\((.+?)\)=", words)
+    columns = conflicting_columns(error)
     sent = request.get_json(silent=True) if request.is_json else None
-    fields = named[1].split(", ") if named else []
-    if not isinstance(sent, dict) or not sent.keys() >= {*fields}:
-        fields = []
-    values = " and ".join(f"{name} {sent[name]}" for name in fields) if sent else ""
-    if isinstance(violated, errors.UniqueViolation):
+    if not isinstance(sent, dict) or not sent.keys() >= {*columns}:
+        columns, sent = [], {}
+    values = " and ".join(f"{name} {sent[name]}" for name in columns)
+    if isinstance(error.orig, UniqueViolation):
         detail = f"{values or 'This'} already exists."
-    elif isinstance(violated, errors.ForeignKeyViolation) and values:
-        detail = f"{values} does not exist."
-    elif isinstance(violated, errors.ForeignKeyViolation):
-        detail = "This refers to something that does not exist."
-        if "still referenced" in words:
-            detail = f"Rows of {violated.diag.table_name} still refer to this."
-    else:
+    elif not isinstance(error.orig, ForeignKeyViolation):
         detail = "A constraint forbids this."
-    faults = [{"where": f"json.{name}", "detail": detail} for name in fields]
+    elif request.method == "DELETE":
+        detail = f"Rows of {error.orig.diag.table_name} still refer to this."
+    else:
+        detail = f"{values or 'What this refers to'} does not exist."
+    faults = [{"where": f"json.{name}", "detail": detail} for name in columns]
     return _problem(409, detail, faults or None)
 
 
@@ -198,15 +190,6 @@ def _nested_too_deeply(error: RecursionError) -> Response:
 
 
 def _finish_spec(spec: Any) -> Any:
-    for schema in spec.get("components", {}).get("schemas", {}).values():
-        for field in schema.get("properties", {}).values():
-            # A field with this "default" may be left out, but for most null is not a valid value.
-            if field.get("default", ...) is None:
-                del field["default"]
-    for path in spec["paths"].values():
-        for operation in path.values():
-            for status, response in operation.get("responses", {}).items():
-                content = response.get("content", {})
-                if int(status) >= 400 and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
+    schemas = spec.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
     return spec

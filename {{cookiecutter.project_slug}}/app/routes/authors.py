@@ -1,12 +1,14 @@
-"""/api/authors"""
+"""/api/authors: the people who write books."""
+
+from typing import Any
 
 from apiflask import APIBlueprint
 from flask import url_for
-from flask_sqlalchemy.pagination import Pagination
 from pydantic import Field
 from sqlalchemy import select
 
-from app.core.api import OMITTED, In, Name, Out, Page, PageQuery, Year
+from app.core.api import LOCKED, OMITTED, In, KeysetPage, KeysetQuery, Name, Out, Year, keyset_page
+from app.core.etags import refuse_if_changed
 from app.models import Author, db
 
 authors = APIBlueprint("authors", __name__, url_prefix="/api/authors")
@@ -29,24 +31,22 @@ class AuthorChange(In):
 class AuthorOut(Out):
     """An author."""
 
-    name: str
-    born: int | None
+    name: str = Field(examples=["Toni Morrison"])
+    born: int | None = Field(examples=[1931])
 
 
-class AuthorPage(Page):
-    """One page of authors."""
+class AuthorPage(KeysetPage):
+    """Some authors."""
 
     items: list[AuthorOut]
 
 
 @authors.get("")
-@authors.input(PageQuery, location="query")
+@authors.input(KeysetQuery, location="query")
 @authors.output(AuthorPage)
-def list_authors(query_data: PageQuery) -> Pagination:
+def list_authors(query_data: KeysetQuery) -> dict[str, Any]:
     """List authors."""
-    return db.paginate(
-        select(Author).order_by(Author.id), **query_data.model_dump(), error_out=False
-    )
+    return keyset_page(select(Author), Author.id, query_data)
 
 
 @authors.get("/<int:author_id>")
@@ -70,9 +70,11 @@ def create_author(json_data: AuthorIn) -> tuple[Author, int, dict[str, str]]:
 @authors.patch("/<int:author_id>")
 @authors.input(AuthorChange)
 @authors.output(AuthorOut)
+@authors.doc(responses=[412])
 def change_author(author_id: int, json_data: AuthorChange) -> Author:
     """Change some fields of an author."""
-    author = _author_or_404(author_id)
+    author = _author_or_404(author_id, **LOCKED)
+    refuse_if_changed(author, AuthorOut)
     for name, value in json_data.model_dump(exclude_unset=True).items():
         setattr(author, name, value)
     db.session.commit()
@@ -81,14 +83,17 @@ def change_author(author_id: int, json_data: AuthorChange) -> Author:
 
 @authors.delete("/<int:author_id>")
 @authors.output({}, status_code=204)
+@authors.doc(responses=[412])
 def delete_author(author_id: int) -> str:
     """Delete an author who has no books."""
-    db.session.delete(_author_or_404(author_id))
+    author = _author_or_404(author_id, **LOCKED)
+    refuse_if_changed(author, AuthorOut)
+    db.session.delete(author)
     db.session.commit()
     return ""
 
 
-def _author_or_404(author_id: int) -> Author:
+def _author_or_404(author_id: int, **options: Any) -> Author:
     missing = f"There is no author {author_id}."
-    author: Author = db.get_or_404(Author, author_id, description=missing)
+    author: Author = db.get_or_404(Author, author_id, description=missing, **options)
     return author

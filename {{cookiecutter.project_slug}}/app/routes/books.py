@@ -1,19 +1,30 @@
-"""/api/books"""
+"""/api/books: books, each by one author."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from apiflask import APIBlueprint, abort
+from apiflask import APIBlueprint
 from flask import url_for
-from flask_sqlalchemy.pagination import Pagination
 from pydantic import Field, StringConstraints
 from sqlalchemy import select
 
-from app.core.api import OMITTED, In, Number, Out, Page, PageQuery, Year
-from app.models import Author, Book, Genre, db
+from app.core.api import (
+    LOCKED,
+    OMITTED,
+    Id,
+    In,
+    KeysetPage,
+    KeysetQuery,
+    Line,
+    Out,
+    Year,
+    keyset_page,
+)
+from app.core.etags import refuse_if_changed
+from app.models import Book, Genre, db
 
 books = APIBlueprint("books", __name__, url_prefix="/api/books")
 
-Title = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
+Title = Annotated[Line, StringConstraints(max_length=300)]
 Isbn = Annotated[str, Field(pattern=r"^[0-9]{13}$", examples=["9781400033416"])]
 
 
@@ -24,7 +35,7 @@ class BookIn(In):
     title: Title = Field(examples=["Beloved"])
     genre: Genre
     published: Year | None = None
-    author_id: Number
+    author_id: Id
 
 
 class BookChange(In):
@@ -34,31 +45,31 @@ class BookChange(In):
     title: Title = OMITTED
     genre: Genre = OMITTED
     published: Year | None = None
-    author_id: Number = OMITTED
+    author_id: Id = OMITTED
 
 
 class BookOut(Out):
     """A book."""
 
-    isbn: str
-    title: str
+    isbn: str = Field(examples=["9781400033416"])
+    title: str = Field(examples=["Beloved"])
     genre: Genre
-    published: int | None
-    author_id: int
+    published: int | None = Field(examples=[1987])
+    author_id: int = Field(examples=[1])
 
 
-class BookPage(Page):
-    """One page of books."""
+class BookPage(KeysetPage):
+    """Some books."""
 
     items: list[BookOut]
 
 
 @books.get("")
-@books.input(PageQuery, location="query")
+@books.input(KeysetQuery, location="query")
 @books.output(BookPage)
-def list_books(query_data: PageQuery) -> Pagination:
+def list_books(query_data: KeysetQuery) -> dict[str, Any]:
     """List books."""
-    return db.paginate(select(Book).order_by(Book.id), **query_data.model_dump(), error_out=False)
+    return keyset_page(select(Book), Book.id, query_data)
 
 
 @books.get("/<int:book_id>")
@@ -73,7 +84,6 @@ def get_book(book_id: int) -> Book:
 @books.output(BookOut, status_code=201)
 def create_book(json_data: BookIn) -> tuple[Book, int, dict[str, str]]:
     """Create a book."""
-    _author_or_422(json_data.author_id)
     book = Book(**json_data.model_dump())
     db.session.add(book)
     db.session.commit()
@@ -83,13 +93,12 @@ def create_book(json_data: BookIn) -> tuple[Book, int, dict[str, str]]:
 @books.patch("/<int:book_id>")
 @books.input(BookChange)
 @books.output(BookOut)
+@books.doc(responses=[412])
 def change_book(book_id: int, json_data: BookChange) -> Book:
     """Change some fields of a book."""
-    book = _book_or_404(book_id)
-    changes = json_data.model_dump(exclude_unset=True)
-    if "author_id" in changes:
-        _author_or_422(changes["author_id"])
-    for name, value in changes.items():
+    book = _book_or_404(book_id, **LOCKED)
+    refuse_if_changed(book, BookOut)
+    for name, value in json_data.model_dump(exclude_unset=True).items():
         setattr(book, name, value)
     db.session.commit()
     return book
@@ -97,20 +106,17 @@ def change_book(book_id: int, json_data: BookChange) -> Book:
 
 @books.delete("/<int:book_id>")
 @books.output({}, status_code=204)
+@books.doc(responses=[412])
 def delete_book(book_id: int) -> str:
     """Delete a book."""
-    db.session.delete(_book_or_404(book_id))
+    book = _book_or_404(book_id, **LOCKED)
+    refuse_if_changed(book, BookOut)
+    db.session.delete(book)
     db.session.commit()
     return ""
 
 
-def _book_or_404(book_id: int) -> Book:
+def _book_or_404(book_id: int, **options: Any) -> Book:
     missing = f"There is no book {book_id}."
-    book: Book = db.get_or_404(Book, book_id, description=missing)
+    book: Book = db.get_or_404(Book, book_id, description=missing, **options)
     return book
-
-
-def _author_or_422(author_id: int) -> None:
-    if db.session.get(Author, author_id) is None:
-        fault = {"json": {"author_id": [f"There is no author {author_id}."]}}
-        abort(422, "Validation error", detail=fault)

@@ -1,6 +1,6 @@
-"""/ shows what this service is and how it is doing."""
+"""/ shows what this service is and, except in production, how it is doing."""
 
-from apiflask import APIBlueprint
+from apiflask import APIBlueprint, abort
 from flask import current_app, render_template
 
 from app.config import PROJECT
@@ -12,10 +12,8 @@ home = APIBlueprint("home", __name__, enable_openapi=False)
 @home.get("/")
 def index() -> str:
     """The page for people."""
-    state = database_state()
-    return render_template(
-        "home.html",
-        project=PROJECT,
-        settings=current_app.config["SETTINGS"],
-        state=state,
-    )
+    settings = current_app.config["SETTINGS"]
+    if not settings.shows_pages:
+        abort(404)
+    state = None if settings.production else database_state()
+    return render_template("home.html", project=PROJECT, settings=settings, state=state)
