@@ -11,8 +11,8 @@ import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -45,7 +45,9 @@ class Tally:
 
     environ: "WSGIEnvironment"
     request_id: str
-    started: float = field(default_factory=perf_counter)
+    started: float
+    # Of these, for a free thread.
+    waited: float = 0.0
     seconds: float = 0.0
     status: int = 500
     # `/api/books/<int:book_id>`; None if no rule matched.
@@ -64,12 +66,12 @@ class Tally:
     def begin_query(self) -> None:
         """Count a statement that is sent."""
         self.queries += 1
-        self.query_started = perf_counter()
+        self.query_started = monotonic()
 
     def end_query(self) -> None:
         """Add the time that it took, even if it failed."""
         if self.query_started:
-            self.db_seconds += perf_counter() - self.query_started
+            self.db_seconds += monotonic() - self.query_started
             self.query_started = 0.0
 
 
@@ -98,7 +100,9 @@ class RequestLine:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Serve a request."""
-        tally = Tally(environ, _id_of(environ))
+        now = monotonic()
+        started = environ.get("app.queued_at", now)
+        tally = Tally(environ, _id_of(environ), started, waited=now - started)
         current.set(tally)
         clear_contextvars()
         bind_contextvars(request_id=tally.request_id)
@@ -114,7 +118,7 @@ class RequestLine:
 
     def end(self, tally: Tally) -> None:
         """Tell the observers."""
-        tally.seconds = perf_counter() - tally.started
+        tally.seconds = monotonic() - tally.started
         try:
             for observe in self.observers:
                 observe(tally)
@@ -250,6 +254,7 @@ def _fields(tally: Tally) -> dict[str, Any]:
         "path": get_path_info(tally.environ),
         "status": tally.status,
         "ms": round(tally.seconds * 1000, 2),
+        "wait_ms": round(tally.waited * 1000, 2),
         "db_ms": round(tally.db_seconds * 1000, 2),
         "queries": tally.queries,
         "client": tally.environ.get("REMOTE_ADDR"),
