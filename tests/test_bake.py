@@ -14,14 +14,16 @@ from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
+.pre-commit-config.yaml <<<<<<< ======= >>>>>>> Dockerfile HEAD README.md api compose.yaml
+gunicorn.conf.py init.sh pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/bodies.py app/core/commands.py
 app/core/connections.py app/core/cors.py app/core/database.py app/core/database_errors.py
 app/core/docs.py app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py
-app/core/etags.py app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
-app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/privileges.py
+app/core/etags.py app/core/examples.py app/core/extensions.py app/core/headers.py
+app/core/history.py app/core/hosts.py app/core/inputs.py app/core/logs.py app/core/metrics.py
+app/core/openapi.py app/core/overload.py app/core/pool.py app/core/privileges.py
 app/core/requests.py app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py
 app/core/sql.py app/core/tracing.py app/core/waiting.py app/core/worker.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py

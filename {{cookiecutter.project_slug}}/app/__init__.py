@@ -17,6 +17,7 @@ from app.core import (
     metrics,
     migrations,
     openapi,
+    overload,
     requests,
     seeding,
     sentry,
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     openapi.init_app(app)
     requests.init_app(app, settings)
     hosts.init_app(app, settings)
+    overload.init_app(app, settings)
     headers.init_app(app, settings)
     cors.init_app(app, settings)
     docs.init_app(app, settings)

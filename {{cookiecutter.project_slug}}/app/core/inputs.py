@@ -19,9 +19,8 @@ from werkzeug.exceptions import BadRequest, NotFound, UnsupportedMediaType
 from werkzeug.routing import IntegerConverter, Map
 
 from app.core.api import LARGEST
+from app.core.examples import JSON
 from app.core.openapi import documented_view
-
-JSON = "application/json"
 
 # How a query spells the values of a type; Python's int() and pydantic accept more, such as 1_0.
 WHOLE = "-?(0|[1-9][0-9]*)"

@@ -14,13 +14,10 @@ from typing import Any
 from apiflask import APIFlask
 from flask import current_app, request
 
+from app.core import examples
 from app.core.errors import MEDIA_TYPE
+from app.core.examples import JSON, SCHEMAS, Spec
 
-# Parts of the document are plain dictionaries.
-Spec = dict[str, Any]
-
-JSON = "application/json"
-SCHEMAS = "#/components/schemas/"
 # Its two schemas of errors, for which we have one.
 APIFLASKS = ("HTTPError", "ValidationError")
 CHANGES = ("post", "put", "patch", "delete")
@@ -59,18 +56,12 @@ HEADERS: Spec = {
 HEADERS_OF = {"201": ["Location"], "503": ["Retry-After"]}
 # The answers that show a resource as it now is, and therefore have its ETag.
 TAGGED = {
-    *(("GET", "200"), ("HEAD", "200"), ("GET", "304")),
-    *(("POST", "201"), ("PUT", "200"), ("PATCH", "200")),
-}
-# Of a value that has no rules.
-EXAMPLES = {
-    "string": "text",
-    "boolean": True,
-    "integer": 1,
-    "number": 1.5,
-    "date": "2026-01-31",
-    "date-time": "2026-01-31T12:00:00Z",
-    "uuid": "00000000-0000-4000-8000-000000000000",
+    ("GET", "200"),
+    ("GET", "304"),
+    ("HEAD", "200"),
+    ("POST", "201"),
+    ("PUT", "200"),
+    ("PATCH", "200"),
 }
 
 
@@ -112,7 +103,7 @@ def _complete(app: APIFlask, add_problem: Any, spec: Spec) -> Spec:
     for method, operation in _operations(spec):
         _complete_parameters(operation)
         _complete_answers(method, operation)
-        _add_examples(operation, schemas)
+        examples.add_to(operation, schemas)
     _name_operations(app, spec)
     _describe_tags(app, spec)
     return spec
@@ -191,34 +182,6 @@ def _statuses(method: str, operation: Spec) -> list[str]:
     found += ["413", "415"] if "requestBody" in operation else []
     found += ["403"] if operation.get("security") else []
     return found
-
-
-def _add_examples(operation: Spec, schemas: Spec) -> None:
-    for part in (operation.get("requestBody", {}), *operation["responses"].values()):
-        for media_type, content in part.get("content", {}).items():
-            if media_type == JSON and not content.keys() & {"example", "examples"}:
-                example = _example(content["schema"], schemas)
-                content.update({} if example is None else {"example": example})
-
-
-def _example(schema: Spec, schemas: Spec, seen: tuple[str, ...] = ()) -> Any:
-    """A value made of the examples of its fields; None if a field that must be there has none."""
-    if name := schema.get("$ref", "").removeprefix(SCHEMAS):
-        return None if name in seen else _example(schemas[name], schemas, (*seen, name))
-    if known := schema.get("examples") or schema.get("enum"):
-        return known[0]
-    if "anyOf" in schema:
-        return _example(schema["anyOf"][0], schemas, seen)
-    if "items" in schema:
-        item = _example(schema["items"], schemas, seen)
-        return None if item is None else [item]
-    if "properties" not in schema:
-        is_free = schema.keys() <= {"type", "format", "title", "description"}
-        kind = str(schema.get("format") or schema.get("type"))
-        return schema.get("default", EXAMPLES.get(kind) if is_free else None)
-    fields = {name: _example(each, schemas, seen) for name, each in schema["properties"].items()}
-    found = {name: example for name, example in fields.items() if example is not None}
-    return found if found.keys() >= set(schema.get("required", [])) else None
 
 
 def _name_operations(app: APIFlask, spec: Spec) -> None:

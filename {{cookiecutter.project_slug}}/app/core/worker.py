@@ -37,6 +37,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     body_limit: int
     patience: float
     wsgi: Any
+    sockets: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
