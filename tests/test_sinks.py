@@ -129,16 +129,14 @@ def test_an_exception_arrives_at_sentry(served: Server):
 
 
 def test_a_request_joins_the_trace_of_its_caller(served: Server):
-    requests.get(
-        f"{served.url}/api/books/1?token={SECRET}",
-        headers={"traceparent": f"00-{TRACE}-{PARENT}-01"},
-        timeout=PATIENCE,
-    )
+    for path in (f"/nowhere?token={SECRET}", "/api/books/1"):
+        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        requests.get(served.url + path, headers=headers, timeout=PATIENCE)
 
     def in_trace() -> int:
         return b"".join(bodies("/v1/traces")).count(bytes.fromhex(TRACE))
 
-    wait_until(lambda: in_trace() >= 2, "the spans of the request and of its SELECT have arrived")
+    wait_until(lambda: in_trace() >= 3, "the spans of both requests and of the SELECT have arrived")
     sent = b"".join(bodies("/v1/traces"))
     assert bytes.fromhex(PARENT) in sent
     assert b"GET /api/books/<int:book_id>" in sent

@@ -60,12 +60,12 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     errors.init_app(app)
     openapi.init_app(app)
     requests.init_app(app, settings)
-    metrics.init_app(app, settings)
     hosts.init_app(app, settings)
     overload.init_app(app, settings)
     headers.init_app(app, settings)
     cors.init_app(app, settings)
     docs.init_app(app, settings)
+    metrics.init_app(app, settings)  # around all others, because they believe a proxy
 
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)

@@ -73,7 +73,7 @@ class RequestMetrics:
 
         self.duration = Histogram(
             "http_request_duration_seconds",
-            "Requests, from the first line read to the last byte handed over.",
+            "Requests, from when all of it was there to the last byte of the answer.",
             ["method", "route", "status"],
             buckets=SECONDS,
             registry=None,
@@ -90,6 +90,12 @@ class RequestMetrics:
             ["method", "route"],
             registry=None,
         )
+        self.wait = Histogram(
+            "http_request_wait_seconds",
+            "Time that requests waited for a free thread, part of their duration.",
+            buckets=SECONDS,
+            registry=None,
+        )
         # To look a series up costs more than to add to it.
         self.series: dict[tuple[str, str, int], tuple[Any, ...]] = {}
 
@@ -99,6 +105,7 @@ class RequestMetrics:
         key = method if method in METHODS else "other", tally.route or "none", tally.status
         duration, db_time, queries = self.series.get(key) or self._series(key)
         duration.observe(tally.seconds)
+        self.wait.observe(tally.waited)
         if tally.queries:
             db_time.inc(tally.db_seconds)
             queries.inc(tally.queries)

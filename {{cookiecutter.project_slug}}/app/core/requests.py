@@ -4,14 +4,15 @@ The id is the caller's, if well-formed: X-Request-ID, else the trace id of `trac
 back in X-Request-ID and in every problem. What the fields mean: docs/operating.md.
 """
 
+import errno
 import logging
 import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from time import perf_counter
+from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -44,7 +45,9 @@ class Tally:
 
     environ: "WSGIEnvironment"
     request_id: str
-    started: float = field(default_factory=perf_counter)
+    started: float
+    # Of these, for a free thread.
+    waited: float = 0.0
     seconds: float = 0.0
     status: int = 500
     # `/api/books/<int:book_id>`; None if no rule matched.
@@ -63,12 +66,12 @@ class Tally:
     def begin_query(self) -> None:
         """Count a statement that is sent."""
         self.queries += 1
-        self.query_started = perf_counter()
+        self.query_started = monotonic()
 
     def end_query(self) -> None:
         """Add the time that it took, even if it failed."""
         if self.query_started:
-            self.db_seconds += perf_counter() - self.query_started
+            self.db_seconds += monotonic() - self.query_started
             self.query_started = 0.0
 
 
@@ -97,48 +100,62 @@ class RequestLine:
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
     ) -> Iterable[bytes]:
         """Serve a request."""
-        tally = Tally(environ, _id_of(environ))
+        now = monotonic()
+        started = environ.get("app.queued_at", now)
+        tally = Tally(environ, _id_of(environ), started, waited=now - started)
         current.set(tally)
         clear_contextvars()
         bind_contextvars(request_id=tally.request_id)
-
-        answer: list[Any] = []
-
-        def start(status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
-            # Kept until Flask is done: what fails in its teardown must still become an answer.
-            answer[:] = status, [*headers, ("X-Request-ID", tally.request_id)]
-            tally.answer(int(status[:3]))
-
+        answer = Answer(self, tally, start_response)
         try:
-            body = self.wsgi_app(environ, start)
+            answer.take_from(self.wsgi_app)
         except Exception:
             if self.app.testing or self.app.debug:
                 self.end(tally)
                 raise
-            # Not left to gunicorn, whose line would have the query, and whose answer is HTML.
-            log.exception("a request failed outside of its route")
-            body = errors.unexpected()(environ, start)
-        start_response(*answer)
-        return Body(body, tally, self.end)
+            answer.take_instead("a request failed outside of its route")
+        return answer
 
     def end(self, tally: Tally) -> None:
-        """Write the line."""
-        tally.seconds = perf_counter() - tally.started
-        for observe in self.observers:
-            observe(tally)
-        current.set(None)
+        """Tell the observers."""
+        tally.seconds = monotonic() - tally.started
+        try:
+            for observe in self.observers:
+                observe(tally)
+        finally:
+            current.set(None)
+            clear_contextvars()
 
 
-class Body:
-    """The bytes of an answer; the request ends when the server closes it."""
+class Answer:
+    """What is sent to the client; the request ends when the server closes it.
 
-    def __init__(self, body: Iterable[bytes], tally: Tally, end: Callable[[Tally], None]) -> None:
-        """The server has not asked for the first part yet."""
-        self.body = body
-        self.parts = iter(body)
+    No exception is left to gunicorn, whose line would have the query string and not the id, and
+    whose answer would be a page for people.
+    """
+
+    def __init__(self, line: RequestLine, tally: Tally, start_response: "StartResponse") -> None:
+        """Nothing is there yet."""
+        self.line = line
         self.tally = tally
-        self.end = end
-        self.is_broken = False
+        self.start_response: StartResponse | None = start_response
+        self.head: tuple[str, list[tuple[str, str]]]
+        self.body: Iterable[bytes] = []
+        self.parts: Iterator[bytes] = iter([])
+
+    def take_from(self, wsgi_app: "WSGIApplication") -> None:
+        """Take status, headers and body."""
+        self.body = wsgi_app(self.tally.environ, self._keep)
+        self.parts = iter(self.body)
+
+    def take_instead(self, what: str) -> None:
+        """After an exception: log it and, if nothing is sent yet, take a problem instead."""
+        log.exception(what)
+        if self.start_response is None:
+            # gunicorn hangs up, as if the client had.
+            raise BrokenPipeError(errno.EPIPE, what)
+        self._close_body()
+        self.take_from(errors.unexpected())
 
     def __iter__(self) -> Iterator[bytes]:
         """Part after part."""
@@ -147,23 +164,38 @@ class Body:
     def __next__(self) -> bytes:
         """The next part."""
         try:
-            return next(self.parts)
+            part = next(self.parts)
         except StopIteration:
+            self._send_head()
             raise
         except Exception:
-            self.is_broken = True
-            raise
+            if self.line.app.testing or self.line.app.debug:
+                raise
+            self.take_instead("an answer broke off")
+            part = next(self.parts)
+        self._send_head()
+        return part
 
     def close(self) -> None:
         """The last part was sent, or the client has gone."""
         try:
-            if close := getattr(self.body, "close", None):
-                close()
+            self._close_body()
         finally:
-            self.end(self.tally)
-            # gunicorn has yet to log what broke the answer; that line needs the id too.
-            if not self.is_broken:
-                clear_contextvars()
+            self.line.end(self.tally)
+
+    def _close_body(self) -> None:
+        if close := getattr(self.body, "close", None):
+            close()
+
+    def _keep(self, status: str, headers: list[tuple[str, str]], *_: Any) -> Any:
+        """Keep the head until the first part is there: so long it can become another one."""
+        self.head = status, [*headers, ("X-Request-ID", self.tally.request_id)]
+        self.tally.answer(int(status[:3]))
+
+    def _send_head(self) -> None:
+        if self.start_response:
+            self.start_response(*self.head)
+            self.start_response = None
 
 
 def _id_of(environ: "WSGIEnvironment") -> str:
@@ -222,6 +254,7 @@ def _fields(tally: Tally) -> dict[str, Any]:
         "path": get_path_info(tally.environ),
         "status": tally.status,
         "ms": round(tally.seconds * 1000, 2),
+        "wait_ms": round(tally.waited * 1000, 2),
         "db_ms": round(tally.db_seconds * 1000, 2),
         "queries": tally.queries,
         "client": tally.environ.get("REMOTE_ADDR"),
