@@ -14,14 +14,16 @@ from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh
-pyproject.toml
+.pre-commit-config.yaml Dockerfile README.md compose.production.yaml compose.yaml gunicorn.conf.py
+init.sh nginx.conf pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
-app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py
-app/core/database.py app/core/database_errors.py app/core/doctor.py app/core/embedded.py
-app/core/errors.py app/core/extensions.py app/core/history.py app/core/logs.py
-app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py app/core/waiting.py
+app/core/__init__.py app/core/api.py app/core/backfill.py app/core/bodies.py app/core/commands.py
+app/core/connections.py app/core/cors.py app/core/database.py app/core/database_errors.py
+app/core/docs.py app/core/doctor.py app/core/embedded.py app/core/errors.py
+app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
+app/core/logs.py app/core/privileges.py app/core/rows.py app/core/shell.py app/core/sql.py
+app/core/waiting.py app/core/worker.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py
 app/core/migrations/environment.py app/core/migrations/failures.py app/core/migrations/lock.py
@@ -46,11 +48,11 @@ app/models/__init__.py app/models/authors.py app/models/base.py app/models/books
 app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/health.py
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
-app/templates/home.html
+app/static/home.css app/templates/home.html
 docs/deploying.md docs/migrations.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_health.py tests/test_migrations.py tests/test_seeds.py
-tests/test_shell.py
+tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
+tests/test_seeds.py tests/test_shell.py
 """
 
 LICENSE_FILES = {
@@ -75,6 +77,7 @@ migrations/alembic.ini migrations/env.py migrations/script.py.mako
 migrations/versions/0001_initial.py
 """
 
+COMPOSE = "compose.production.yaml"
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
 
@@ -84,8 +87,8 @@ ANSWERS = [
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
     ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
-    ("postgres_version", "17", {"README.md", "compose.yaml", GITHUB_CI}),
-    ("postgres_version", "16", {"README.md", "compose.yaml", GITHUB_CI}),
+    ("postgres_version", "17", {"README.md", "compose.yaml", COMPOSE, GITHUB_CI}),
+    ("postgres_version", "16", {"README.md", "compose.yaml", COMPOSE, GITHUB_CI}),
     ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
     ("python_version", "3.14", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),
