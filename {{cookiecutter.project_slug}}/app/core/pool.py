@@ -20,12 +20,13 @@ def init_engine(engine: Engine, statement_seconds: float) -> None:
     def connect(_d: Any, _r: Any, words: Any, options: Any) -> ServiceConnection:
         connection = ServiceConnection.connect(*words, **options)
         connection.limit = statement_seconds + SERVER_IS_LATE_SECONDS if statement_seconds else None
+        connection.news.register(connection.fileno(), select.POLLIN)
         return connection
 
     @event.listens_for(engine, "checkout")
     def check(connection: ServiceConnection, _record: Any, _proxy: Any) -> None:
         """Instead of a ping: a server that closed the connection has sent that."""
-        if _has_sent_something(connection) and not _answers(engine, connection):
+        if connection.news.poll(0) and not _answers(engine, connection):
             raise InvalidatePoolError
 
     event.listen(engine, "handle_error", _leave_a_read_only_server)
@@ -55,6 +56,10 @@ class ServiceConnection(psycopg.Connection[Any]):
     limit: float | None = None
     only_reads = False
 
+    def __init__(self, *words: Any, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self.news = select.poll()
+
     def begin(self) -> None:
         """Begin a transaction, unless psycopg does it itself."""
         if self.autocommit and not self.only_reads:
@@ -74,12 +79,6 @@ class ServiceConnection(psycopg.Connection[Any]):
             raise psycopg.OperationalError(
                 f"the server has not answered for {self.limit:g} s"
             ) from error
-
-
-def _has_sent_something(connection: psycopg.Connection) -> bool:
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _answers(engine: Engine, connection: Any) -> bool:

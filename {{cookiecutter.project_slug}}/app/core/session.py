@@ -52,9 +52,11 @@ class Session(FlaskSession):
         self.only_reads = _request_only_reads()
 
     def get_bind(self, *args: Any, **options: Any) -> Engine | Connection:
-        """The engine or, to read, the same one in autocommit."""
-        engine = super().get_bind(*args, **options)
-        return _reading(engine) if self.only_reads and isinstance(engine, Engine) else engine
+        """The engine or, to read, its copy that refuses to write."""
+        engines = self._db.engines
+        # With SQLALCHEMY_BINDS, Flask-SQLAlchemy must find the right one first.
+        engine = engines[None] if len(engines) == 1 else super().get_bind(*args, **options)
+        return getattr(engine, "reading", engine) if self.only_reads else engine
 
 
 def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engine:
@@ -69,16 +71,13 @@ def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engin
         if not sessions.registry.has():
             return
         try:
-            sessions.close()
+            sessions.remove()
         except (SQLAlchemyError, psycopg.Error) as error:
             log.warning("connection lost at the end of a request", error=reason(error))
             sessions().invalidate()
+            sessions.registry.clear()
 
     return reading
-
-
-def _reading(engine: Engine) -> Engine:
-    return getattr(engine, "reading", engine)
 
 
 def _request_only_reads() -> bool:
