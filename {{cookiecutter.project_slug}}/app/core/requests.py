@@ -251,16 +251,17 @@ def _json(tally: Tally, level: str, timestamp: str) -> str:
     bound.pop("request_id", None)
     # What the code of the service has bound comes along: a tenant, the id of a user.
     more = f"{dumps(bound, default=str)[1:-1]}, " if bound else ""
-    return (
-        f'{{{more}"timestamp": "{timestamp}", "level": "{level}", "logger": "requests", '
+    ours = (
+        f'"timestamp": "{timestamp}", "level": "{level}", "logger": "requests", '
         f'"event": "request", "request_id": "{tally.request_id}", '
         f'"method": {dumps(tally.environ["REQUEST_METHOD"])}, "route": {dumps(tally.route)}, '
         # Without its query, which may hold what is personal.
         f'"path": {dumps(get_path_info(tally.environ))}, "status": {tally.status}, '
         f'"ms": {tally.seconds * 1000:.2f}, "wait_ms": {tally.waited * 1000:.2f}, '
         f'"db_ms": {tally.db_seconds * 1000:.2f}, "queries": {tally.queries}, '
-        f'"client": {dumps(tally.environ.get("REMOTE_ADDR"))}}}\n'
+        f'"client": {dumps(tally.environ.get("REMOTE_ADDR"))}'
     )
+    return "{" + more + ours + "}\n"
 
 
 def _text(tally: Tally, level: str, timestamp: str) -> str:
