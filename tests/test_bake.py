@@ -14,8 +14,8 @@ from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-.pre-commit-config.yaml <<<<<<< ======= >>>>>>> Dockerfile HEAD README.md api compose.yaml
-gunicorn.conf.py init.sh pyproject.toml
+.pre-commit-config.yaml Dockerfile README.md compose.production.yaml compose.yaml gunicorn.conf.py
+init.sh nginx.conf pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/bodies.py app/core/commands.py

@@ -280,7 +280,7 @@ def replica(service: Stack, database: str, *options: str) -> Iterator[str]:
     command = ["docker", "run", "--detach", "--name", name, "--network", f"{service.name}_default"]
     command += ["--publish", "127.0.0.1::5000", "--env", f"DATABASE_URL={url}"]
     try:
-        run(*command, "--env", "SECRET_KEY=of-this-test", *options, service.image)
+        run(*command, "--env", "SECRET_KEY=only-for-this-test", *options, service.image)
         try:
             yield name
         except BaseException:

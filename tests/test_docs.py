@@ -178,7 +178,8 @@ def test_the_tree_in_the_readme_is_the_tree(generated: Path):
 
 
 @pytest.mark.browser
-def test_the_documentation_page_in_a_browser(project: Project, tmp_path):
+def test_the_pages_in_a_browser(project: Project, tmp_path):
+    """They are complete, and the browser has no objection: see app/core/headers.py."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is not installed")
@@ -186,19 +187,17 @@ def test_the_documentation_page_in_a_browser(project: Project, tmp_path):
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     # No name resolves, so the page must get everything from the service.
     options += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    options += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}"]
+    pages = []
     with project.serving() as server:
-        page = subprocess.run(
-            [
-                chromium,
-                *options,
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=20000",
-                "--dump-dom",
-                f"{server.url}/docs",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        ).stdout
+        for path in ("/", "/docs"):
+            result = subprocess.run(
+                [chromium, *options, server.url + path], capture_output=True, text=True, timeout=300
+            )
+            assert "CONSOLE" not in result.stderr, result.stderr
+            pages.append(result.stdout)
+    first, page = pages
+    assert "Revision" in first
     for words in ("Book Service", "/api/books", "Create an author"):
         assert words in page

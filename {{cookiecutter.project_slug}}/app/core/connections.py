@@ -13,6 +13,10 @@ from app.core.bodies import Chunked, Measured
 
 # The longest first line that gunicorn takes, and the longest head that nginx takes.
 LINE_LIMIT, HEAD_LIMIT = 4094, 32 * 1024
+# What the sizes of chunks may take: a chunk of one byte takes six, and each one takes time.
+FRAMING_LIMIT = 256 * 1024
+# How much the parser gets at once. It copies what follows a chunk.
+PIECE = 8 * 1024
 # A thread waits for the client only if more than this of its answer is still to be sent.
 UNSENT_LIMIT = 2 * 1024 * 1024
 
@@ -80,8 +84,8 @@ class Connection:
     def take_body(self, limit: int) -> bool:
         """Give the request its body, if it has arrived or is too long to wait for."""
         end = self.body.end(self.received)
-        # A chunk of one byte takes six.
-        self.too_long = self.body.length > limit or len(self.received) > 6 * limit + HEAD_LIMIT
+        framing = len(self.received) - self.body.length
+        self.too_long = self.body.length > limit or (end is None and framing > FRAMING_LIMIT)
         expected, self.request._expected_100_continue = self.request._expected_100_continue, False
         if self.too_long:
             self.body.length = max(self.body.length, limit + 1)
@@ -92,7 +96,8 @@ class Connection:
                 self.unsent += b"HTTP/1.1 100 Continue\r\n\r\n"
                 self.send()
             return False
-        self.parser.unreader.unread(bytes(self.received[:end]))
+        body = bytes(self.received[:end])
+        self.parser.unreader.iter = (body[n : n + PIECE] for n in range(0, end, PIECE))
         del self.received[:end]
         return True
 
@@ -119,7 +124,7 @@ class Connection:
         if isinstance(self.body, Chunked):
             request.headers = [item for item in request.headers if item[0] != "TRANSFER-ENCODING"]
             request.headers.append(("CONTENT-LENGTH", str(length if self.too_long else len(body))))
-        if self.parser.unreader.take_buffered():
+        if self.parser.unreader.read():
             request.force_close()
 
     def sendall(self, data: bytes) -> None:

@@ -53,17 +53,19 @@ def init_app(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     with app.app_context():
         engine = db.engine
+    # After db.init_app: of what ends a request, Flask begins with what was registered last.
+    reading = session.init_app(app, db.session, engine)
     # Everything in a test happens in one transaction, on one connection.
     alone = settings.app_env == "test"
-    # After db.init_app: of what ends a request, Flask begins with what was registered last.
-    session.init_app(app, db.session, engine, autocommit=not (alone or settings.database_pooled))
     probe = engine if alone else create_engine(url, **options | _only_for_probes(options))
     app.extensions["probe"] = probe
     for each in {engine, probe}:
         _start_embedded_on_first_use(each, settings)
-        pool.watch(each, limits.get("statement_timeout", 0) / 1000)
+        pool.init_engine(each, limits.get("statement_timeout", 0) / 1000)
         if settings.database_pooled:
             _set_schema_per_transaction(each, settings.schema_name)
+    if not (alone or settings.database_pooled):
+        pool.begin_only_to_write(engine, reading)
 
 
 def probe() -> Engine:
@@ -157,7 +159,7 @@ def missing_connect(error: DBAPIError) -> str | None:
 
 def _engine_options(settings: Settings, url: URL, limits: Mapping[str, int]) -> dict[str, Any]:
     # Exceptions are logged, and the values in a statement may be personal.
-    common = {"hide_parameters": settings.production, "skip_autocommit_rollback": True}
+    common = {"hide_parameters": settings.production}
     if settings.database_pooled:
         # A pooler in transaction mode refuses start-up options and loses prepared statements.
         return common | {

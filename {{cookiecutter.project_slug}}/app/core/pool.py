@@ -5,37 +5,65 @@ from typing import Any
 
 import psycopg
 from psycopg import errors
-from sqlalchemy import Engine, ExceptionContext, event
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import InvalidatePoolError
 
 # After the server had its time to end a statement, this side waits no longer.
 SERVER_IS_LATE_SECONDS = 3
 
 
-def watch(engine: Engine, statement_seconds: float) -> None:
-    """Drop connections that are of no use any more; `statement_seconds` 0 means no limit."""
-    event.listen(engine, "handle_error", _leave_a_read_only_server)
+def init_engine(engine: Engine, statement_seconds: float) -> None:
+    """Make an engine use `ServiceConnection`; `statement_seconds` 0 means no limit."""
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_d: Any, _r: Any, words: Any, options: Any) -> ServiceConnection:
+        connection = ServiceConnection.connect(*words, **options)
+        connection.limit = statement_seconds + SERVER_IS_LATE_SECONDS if statement_seconds else None
+        return connection
 
     @event.listens_for(engine, "checkout")
-    def check(connection: psycopg.Connection, _record: Any, _proxy: Any) -> None:
+    def check(connection: ServiceConnection, _record: Any, _proxy: Any) -> None:
         """Instead of a ping: a server that closed the connection has sent that."""
         if _has_sent_something(connection) and not _answers(engine, connection):
             raise InvalidatePoolError
 
-    if statement_seconds:
-        limit = statement_seconds + SERVER_IS_LATE_SECONDS
-
-        @event.listens_for(engine, "do_connect")
-        def connect(_d: Any, _r: Any, words: Any, options: Any) -> psycopg.Connection:
-            connection = ImpatientConnection.connect(*words, **options)
-            connection.limit = limit
-            return connection
+    event.listen(engine, "handle_error", _leave_a_read_only_server)
 
 
-class ImpatientConnection(psycopg.Connection[Any]):
-    """Gives up a server that is frozen: it keeps the connection, and no timeout of its own."""
+def begin_only_to_write(engine: Engine, reading: Engine) -> None:
+    """Send BEGIN for what runs on `engine`, but not for what runs on `reading`, its copy."""
+    engine.dialect.do_begin = lambda proxy: proxy.driver_connection.begin()  # type: ignore
+
+    @event.listens_for(engine, "checkout")
+    def expect_a_transaction(connection: ServiceConnection, *_: Any) -> None:
+        connection.only_reads = False
+        if not connection.autocommit:  # it is new, or had another isolation level
+            connection.autocommit = True
+
+    @event.listens_for(reading, "begin")
+    def expect_none(connection: Connection) -> None:
+        connection.connection.driver_connection.only_reads = True  # type: ignore[union-attr]
+
+
+class ServiceConnection(psycopg.Connection[Any]):
+    """Gives up a server that is frozen, and begins a transaction only where one is needed.
+
+    A frozen server keeps the connection, and no timeout of its own.
+    """
 
     limit: float | None = None
+    only_reads = False
+
+    def begin(self) -> None:
+        """Begin a transaction, unless psycopg does it itself."""
+        if self.autocommit and not self.only_reads:
+            self.execute("BEGIN", prepare=False)
+
+    def rollback(self) -> None:
+        """End a transaction, if there is one; to ask psycopg costs as much as a small query."""
+        if self.info.transaction_status != TransactionStatus.IDLE:
+            super().rollback()
 
     def wait(self, gen: Any, *words: Any, **options: Any) -> Any:
         """Wait for the server as psycopg does, but not for ever."""

@@ -57,10 +57,9 @@ class Session(FlaskSession):
         return _reading(engine) if self.only_reads and isinstance(engine, Engine) else engine
 
 
-def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine, autocommit: bool) -> None:
-    """Let requests that only read do without a transaction, if so, and refuse that they write."""
-    options = {"isolation_level": "AUTOCOMMIT"} if autocommit else {}
-    reading = engine.execution_options(only_reads=True, **options)
+def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engine:
+    """Give requests that only read an engine that refuses to write, and return it."""
+    reading = engine.execution_options(only_reads=True)
     event.listen(reading, "before_cursor_execute", _refuse_to_write)
     engine.reading = reading  # type: ignore[attr-defined]
 
@@ -74,6 +73,8 @@ def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine, autocomm
         except (SQLAlchemyError, psycopg.Error) as error:
             log.warning("connection lost at the end of a request", error=reason(error))
             sessions().invalidate()
+
+    return reading
 
 
 def _reading(engine: Engine) -> Engine:

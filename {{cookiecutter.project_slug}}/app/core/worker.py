@@ -16,7 +16,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
 from gunicorn import util
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from app.core import drain
 from app.core.connections import Connection
@@ -43,6 +43,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.waiting: dict[Connection, None] = {}
         self.next_look = 0.0
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Refuse what this worker does not do."""
+        super().check_config(cfg, log)
+        if cfg.is_ssl:
+            raise SystemExit("TLS ends at the proxy, so unset certfile: docs/deploying.md")
 
     def load_wsgi(self) -> None:
         """Load the service. In `app.queued_at` it sees when the request was ready for a thread."""
@@ -159,7 +166,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # A long answer may take long, as long as the client takes some of it now and then.
         if phase != conn.phase or phase == "answer":
             conn.phase = phase
-            seconds = {"idle": self.cfg.keepalive, "closing": CLOSING_SECONDS}
+            idle = self.cfg.keepalive if self.alive else STOP_KEEPALIVE_LINGER
+            seconds = {"idle": idle, "closing": CLOSING_SECONDS}
             conn.deadline = time.monotonic() + seconds.get(phase, self.patience)
 
     def when_ready(self, conn: Connection, _socket: socket.socket) -> None:
