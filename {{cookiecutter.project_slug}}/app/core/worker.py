@@ -128,7 +128,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if now >= self.next_look:
             self.next_look = now + 1
             for conn in [conn for conn in self.waiting if conn.deadline <= now]:
-                self.step(conn, self.expire)
+                if conn in self.waiting:
+                    self.step(conn, self.expire)
 
     def murder_keepalived(self, force: bool = False) -> None:
         """At the end, close all connections."""
@@ -250,10 +251,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.socket)
 
     def drop(self, conn: Connection) -> None:
-        """Close the connection at once."""
+        """Close the connection at once, unless that has happened."""
         self.leave(conn)
-        self.nr_conns -= 1
-        conn.socket.close()
+        if conn.socket.fileno() >= 0:
+            self.nr_conns -= 1
+            conn.socket.close()
 
 
 def write_problem(conn: Connection, status: int, _reason: str, detail: str) -> None:
