@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from apiflask import APIFlask
+from flask import Flask, Request
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 
 from app.config import Settings
 
@@ -40,7 +42,17 @@ def init_app(app: APIFlask, settings: Settings) -> None:
     app.config["SESSION_COOKIE_SECURE"] = settings.production
     app.config["SESSION_COOKIE_HTTPONLY"] = True
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+    app.session_interface = Sessions()
     app.wsgi_app = Completed(app, settings.production)  # type: ignore[method-assign]
+
+
+class Sessions(SecureCookieSessionInterface):
+    """Flask's, which would prepare to check a signature even where there is no cookie."""
+
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
+        """The session that the client has, or an empty one."""
+        has_cookies = "HTTP_COOKIE" in request.environ
+        return super().open_session(app, request) if has_cookies else self.session_class()
 
 
 class Completed:
