@@ -195,7 +195,7 @@ def main() -> None:
             database.sql(ROWS.format(200))
             gunicorn = [str(project.python), "-m", "gunicorn"]
             port, bare, metrics = free_port(), free_port(), free_port()
-            options = f"-b 127.0.0.1:{bare} -w 2 -k gthread --threads 40 --keep-alive 75 bare:app"
+            options = f"-b 127.0.0.1:{bare} -w 2 -k gthread --threads 24 --keep-alive 75 bare:app"
             with (
                 serving(
                     gunicorn, project.path, port, METRICS_PORT=str(metrics), **settings

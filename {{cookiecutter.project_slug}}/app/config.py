@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(_without_brackets)] = "127.0.0.1"
     port: int = Field(5000, ge=1, le=65535)
     web_concurrency: int = Field(2, ge=1)
-    web_threads: int = Field(40, ge=1)
+    web_threads: int = Field(24, ge=1)
     # If unset: 5 in production, 0 elsewhere.
     drain_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
     max_content_length: int = Field(1024 * 1024, ge=0)

@@ -9,7 +9,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ, EVENT_WRITE
@@ -27,6 +27,8 @@ from app.core.headers import HEADERS
 CLOSING_SECONDS = 2
 # Bytes that the connections of a worker may hold before the one that waits longest has to go.
 HELD_LIMIT = 64 * 1024 * 1024
+# See app/routes/health.py.
+PROBES = ("/healthz", "/readyz")
 LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
 
 
@@ -43,6 +45,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.waiting: dict[Connection, None] = {}
         self.next_look = 0.0
+        # Whatever all the others wait for, the process can say that it lives.
+        self.probes = ThreadPoolExecutor(max_workers=1)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -116,6 +120,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.wait(Connection(self.cfg, peer, client, self.patience), "head")
         if self.nr_conns >= self.worker_connections:
             self.drop(next(iter(self.waiting)))
+
+    def enqueue_req(self, conn: Connection) -> None:
+        """Give the request to a thread."""
+        threads = self.probes if conn.request.path in PROBES else self.tpool
+        done = threads.submit(self.handle, conn)
+        done.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
 
     def finish_request(self, conn: Connection, done: "Future[bool]") -> None:
         """Take the connection back from a thread."""
