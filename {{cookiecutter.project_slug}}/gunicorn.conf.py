@@ -11,7 +11,7 @@ from gunicorn.util import make_fail_app
 from app.config import ROOT, load_settings
 from app.core import drain, embedded, metrics
 from app.core.logs import logging_config
-from app.core.worker import Worker
+from app.core.server.worker import Worker
 
 settings = load_settings()
 if settings.database_url is None:
@@ -31,8 +31,9 @@ threads = settings.web_threads
 
 # Longer than balancers keep idle connections (60 s), or they send a request on a closed one.
 keepalive = 75
-# Seconds that running requests have to finish: more than a statement may take.
-graceful_timeout = 20
+# Seconds that running requests have to finish: those that a statement may take, and some more.
+# DRAIN_SECONDS and this must be less than what stops the service by force allows.
+graceful_timeout = settings.request_seconds + 6
 reload = settings.app_env == "development"
 reload_extra_files = [str(file) for file in (ROOT / "app").rglob("*.py")] if reload else []
 

@@ -279,6 +279,17 @@ class Settings(BaseSettings):
         return not self.production if self.show_pages is None else self.show_pages
 
     @property
+    def request_seconds(self) -> int:
+        """How long a request with one slow statement may wait for the database; 14 if no limit."""
+        statement = (self.database_statement_timeout_ms or 12_000) / 1000
+        return round(self.database_pool_timeout + statement)
+
+    @property
+    def connections_of_a_worker(self) -> int:
+        """How many connections a worker may open for requests; it has one more for /readyz."""
+        return self.database_pool_size + self.database_pool_overflow
+
+    @property
     def address(self) -> str:
         """Host and port as in a URL, with an IPv6 address in brackets."""
         return self.address_of(self.port)

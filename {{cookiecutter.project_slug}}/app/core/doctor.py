@@ -59,6 +59,7 @@ def examine(settings: Settings) -> Iterator[Line]:
         shown = _without_secret(name, value)
         label = "SCHEMA" if name == "schema_name" else name.upper()
         yield Line(f"  {label}", shown)
+    yield _threads(settings)
     try:
         # A locked table must not stop the look at who locks it.
         options = "lock_timeout=1s", "statement_timeout=10s"
@@ -188,11 +189,21 @@ def _connections(connection: Connection, settings: Settings) -> Line:
     )
     if settings.database_pooled:
         return Line("connections", f"{used} of {most} in use, through a pooler")
-    per_worker = settings.database_pool_size + settings.database_pool_overflow
+    per_worker = settings.connections_of_a_worker + 1
     ours = settings.web_concurrency * per_worker
     replicas = (most - reserved) // ours
     found = (
         f"{used} of {most} in use; a replica may open {ours} ({settings.web_concurrency} workers x "
-        f"{per_worker}), so that {replicas} replicas fit"
+        f"{per_worker}, one of them for /readyz), so that {replicas} replicas fit"
     )
     return Line("connections", found, "Too many connections" if replicas < 1 else "")
+
+
+def _threads(settings: Settings) -> Line:
+    """Whether those who wait for the database leave a thread to the others."""
+    threads, connections = settings.web_threads, settings.connections_of_a_worker
+    found = f"{threads} for {connections} connections in each worker"
+    if threads > connections:
+        return Line("threads", found)
+    why = "so that no request ever waits for a connection, and a stuck database holds every thread"
+    return Line("threads", f"{found}, {why}", "Threads and connections")

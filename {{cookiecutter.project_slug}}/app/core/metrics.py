@@ -190,7 +190,7 @@ class Facts:
         with app.app_context():
             self.engine = probe()
         self.most = settings.web_concurrency * (
-            settings.database_pool_size + settings.database_pool_overflow
+            settings.connections_of_a_worker
         )
 
     def collect(self) -> Iterator["Metric"]:

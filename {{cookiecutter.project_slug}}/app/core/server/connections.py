@@ -9,7 +9,7 @@ from gunicorn.http import get_parser
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
 
-from app.core.bodies import Chunked, Measured
+from app.core.server.bodies import Chunked, Measured
 
 # The longest first line that gunicorn takes, and the longest head that nginx takes.
 LINE_LIMIT, HEAD_LIMIT = 4094, 32 * 1024

@@ -19,7 +19,7 @@ from gunicorn import util
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from app.core import drain
-from app.core.connections import Connection
+from app.core.server.connections import Connection
 from app.core.headers import HEADERS
 
 # Seconds for the rest of what a client sends when its connection is being closed: without them,
