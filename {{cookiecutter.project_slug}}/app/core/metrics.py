@@ -189,9 +189,7 @@ class Facts:
         """The connection is that of /readyz: a scrape must not wait for one of the pool."""
         with app.app_context():
             self.engine = probe()
-        self.most = settings.web_concurrency * (
-            settings.connections_of_a_worker
-        )
+        self.most = settings.web_concurrency * settings.connections_of_a_worker
 
     def collect(self) -> Iterator["Metric"]:
         """Prometheus' name for it."""

@@ -19,8 +19,8 @@ from gunicorn import util
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker
 
 from app.core import drain
-from app.core.server.connections import Connection
 from app.core.headers import HEADERS
+from app.core.server.connections import Connection
 
 # Seconds for the rest of what a client sends when its connection is being closed: without them,
 # it might not get the last answer.
