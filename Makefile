@@ -26,6 +26,7 @@ test: .venv/ready
 bench: .venv/ready
 	@python tests/bench/generate.py
 	@python tests/bench/start.py
+	@python tests/bench/requests.py
 	@python tests/bench/stalls.py
 	@python tests/bench/scale.py
 	@python tests/bench/history.py

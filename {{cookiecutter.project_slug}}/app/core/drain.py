@@ -4,6 +4,7 @@ After SIGTERM /readyz answers 503 for DRAIN_SECONDS, so that the balancer looks 
 everything else is served. Then the listener closes, and running requests end.
 """
 
+import contextlib
 import ctypes
 import mmap
 import signal
@@ -79,4 +80,5 @@ def _let_nobody_in(listener: socket.socket) -> None:
         program = ctypes.create_string_buffer(NO_NEW_CONNECTIONS)
         length = len(NO_NEW_CONNECTIONS) // 8
         pointer = struct.pack("HL", length, ctypes.addressof(program))
-        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)

@@ -55,7 +55,8 @@ class Session(FlaskSession):
         """The engine or, to read, its copy that refuses to write."""
         engines = self._db.engines
         # With SQLALCHEMY_BINDS, Flask-SQLAlchemy must find the right one first.
-        engine = engines[None] if len(engines) == 1 else super().get_bind(*args, **options)
+        is_chosen = len(engines) > 1 or options.get("bind") is not None
+        engine = super().get_bind(*args, **options) if is_chosen else engines[None]
         return getattr(engine, "reading", engine) if self.only_reads else engine
 
 
