@@ -4,13 +4,8 @@ After SIGTERM /readyz answers 503 for DRAIN_SECONDS, so that the balancer looks 
 everything else is served. Then the listener closes, and running requests end.
 """
 
-import contextlib
-import ctypes
 import mmap
 import signal
-import socket
-import struct
-import sys
 import time
 from functools import partial
 from typing import Any
@@ -21,20 +16,6 @@ from app.config import Settings
 
 # Made before the workers are forked, who therefore all see it.
 _draining = mmap.mmap(-1, 1)
-
-# A program for the kernel (man 7 socket, SO_ATTACH_FILTER): drop packets that open a connection.
-# If the flags (byte 13 of a TCP header) have SYN without ACK, keep nothing of it, else all.
-SO_ATTACH_FILTER = 26
-NO_NEW_CONNECTIONS = b"".join(
-    struct.pack("HBBI", *instruction)
-    for instruction in (
-        (0x30, 0, 0, 13),
-        (0x54, 0, 0, 0x12),
-        (0x15, 0, 1, 0x02),
-        (0x06, 0, 0, 0),
-        (0x06, 0, 0, 0xFFFFFFFF),
-    )
-)
 
 log = structlog.get_logger("drain")
 
@@ -65,20 +46,4 @@ def _drain(server: Any, seconds: float, stop: Any) -> None:
                 server.handle_chld()
         server.murder_workers()
         server.manage_workers()
-    for listener in server.LISTENERS:
-        _let_nobody_in(listener.sock)
     stop()
-
-
-def _let_nobody_in(listener: socket.socket) -> None:
-    """From now on a client finds nobody, tries again a second later, and is refused then.
-
-    Without this, whoever connects while the listener closes would be cut off: its request is in
-    a queue of the kernel that nobody reads any more. Only Linux can do it.
-    """
-    if sys.platform == "linux" and listener.family in (socket.AF_INET, socket.AF_INET6):
-        program = ctypes.create_string_buffer(NO_NEW_CONNECTIONS)
-        length = len(NO_NEW_CONNECTIONS) // 8
-        pointer = struct.pack("HL", length, ctypes.addressof(program))
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, pointer)
