@@ -73,6 +73,36 @@ def callback():
     return {}
 
 
+@trouble.post("/transactions")
+def transactions():
+    """Each of these is, or is not, a transaction of its own."""
+    insert = "INSERT INTO authors (name) VALUES ('{}')"
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(insert.format("stays: autocommit")))
+    with db.engine.connect() as connection:
+        connection.execute(text(insert.format("goes: not committed")))
+    with db.engine.begin() as connection:
+        connection.execute(text(insert.format("stays: begin")))
+    serializable = {"isolation_level": "SERIALIZABLE"}
+    with db.engine.connect().execution_options(**serializable) as connection:
+        level = connection.scalar(text("SHOW transaction_isolation"))
+        connection.execute(text(insert.format("goes: serializable")))
+        connection.rollback()
+        connection.execute(text(insert.format("stays: serializable")))
+        connection.commit()
+    db.session.execute(text(insert.format("goes: rolled back")))
+    db.session.rollback()
+    db.session.add(Author(name="stays: session"))
+    with db.session.begin_nested() as savepoint:
+        db.session.add(Author(name="goes: savepoint"))
+        db.session.flush()
+        savepoint.rollback()
+    db.session.commit()
+    db.session.add(Author(name="goes: at the end"))
+    db.session.flush()
+    return {"level": level}
+
+
 @trouble.post("/row/<kind>")
 def row(kind):
     """What the server says about these shows the whole row."""

@@ -258,6 +258,25 @@ def test_a_get_may_only_read(shop: Project, database: Database):
     assert server.log.read_text().count("@in_transaction, from app.core.session") >= 3
 
 
+def test_every_kind_of_transaction(shop: Project, database: Database):
+    left = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+        " AND application_name = 'book-service'"
+    )
+    before = database.sql(left)
+    with producing(shop, database.url, DATABASE_POOL_SIZE="1") as server:
+        # The second time, on connections that have had other isolation levels.
+        for _ in range(2):
+            database.sql("DELETE FROM authors WHERE name LIKE '%: %'")
+            answer = post(server, "/trouble/transactions")
+            assert (answer.status_code, answer.json()) == (200, {"level": "serializable"})
+            rows = database.sql("SELECT name FROM authors WHERE name LIKE '%: %' ORDER BY name")
+            kinds = ("autocommit", "begin", "serializable", "session")
+            assert rows == [(f"stays: {kind}",) for kind in kinds]
+            assert server.get("/api/authors/1").status_code == 200
+        assert database.sql(left) == before
+
+
 def test_what_the_client_is_not_told(shop: Project, database: Database):
     with producing(shop, database.url) as server:
         for kind in ("null", "check"):

@@ -54,7 +54,7 @@ def init_app(app: Flask, settings: Settings) -> None:
     with app.app_context():
         engine = db.engine
     # After db.init_app: of what ends a request, Flask begins with what was registered last.
-    reading = session.init_app(app, db.session, engine)
+    session.init_app(app, db.session, engine)
     # Everything in a test happens in one transaction, on one connection.
     alone = settings.app_env == "test"
     probe = engine if alone else create_engine(url, **options | _only_for_probes(options))
@@ -65,7 +65,7 @@ def init_app(app: Flask, settings: Settings) -> None:
         if settings.database_pooled:
             _set_schema_per_transaction(each, settings.schema_name)
     if not (alone or settings.database_pooled):
-        pool.begin_only_to_write(engine, reading)
+        pool.begin_only_to_write(engine)
 
 
 def probe() -> Engine:

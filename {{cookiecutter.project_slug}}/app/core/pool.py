@@ -32,19 +32,20 @@ def init_engine(engine: Engine, statement_seconds: float) -> None:
     event.listen(engine, "handle_error", _leave_a_read_only_server)
 
 
-def begin_only_to_write(engine: Engine, reading: Engine) -> None:
-    """Send BEGIN for what runs on `engine`, but not for what runs on `reading`, its copy."""
+def begin_only_to_write(engine: Engine) -> None:
+    """Send BEGIN where something may be written; psycopg would send it before any statement."""
     engine.dialect.do_begin = lambda proxy: proxy.driver_connection.begin()  # type: ignore
 
     @event.listens_for(engine, "checkout")
-    def expect_a_transaction(connection: ServiceConnection, *_: Any) -> None:
-        connection.only_reads = False
+    def leave_it_to_us(connection: ServiceConnection, *_: Any) -> None:
         if not connection.autocommit:  # it is new, or had another isolation level
             connection.autocommit = True
 
-    @event.listens_for(reading, "begin")
-    def expect_none(connection: Connection) -> None:
-        connection.connection.driver_connection.only_reads = True  # type: ignore[union-attr]
+    @event.listens_for(engine, "begin")
+    def decide(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        without = options.get("only_reads") or options.get("isolation_level") == "AUTOCOMMIT"
+        connection.connection.driver_connection.without_transaction = without  # type: ignore
 
 
 class ServiceConnection(psycopg.Connection[Any]):
@@ -54,15 +55,15 @@ class ServiceConnection(psycopg.Connection[Any]):
     """
 
     limit: float | None = None
-    only_reads = False
+    without_transaction = False
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
         self.news = select.poll()
 
     def begin(self) -> None:
-        """Begin a transaction, unless psycopg does it itself."""
-        if self.autocommit and not self.only_reads:
+        """Begin a transaction, unless none is wanted, or psycopg does it itself."""
+        if self.autocommit and not self.without_transaction:
             self.execute("BEGIN", prepare=False)
 
     def rollback(self) -> None:

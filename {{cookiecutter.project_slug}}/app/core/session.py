@@ -60,8 +60,8 @@ class Session(FlaskSession):
         return getattr(engine, "reading", engine) if self.only_reads else engine
 
 
-def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engine:
-    """Give requests that only read an engine that refuses to write, and return it."""
+def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> None:
+    """Give requests that only read an engine that refuses to write."""
     reading = engine.execution_options(only_reads=True)
     event.listen(reading, "before_cursor_execute", _refuse_to_write)
     engine.reading = reading  # type: ignore[attr-defined]
@@ -77,8 +77,6 @@ def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engin
             log.warning("connection lost at the end of a request", error=reason(error))
             sessions().invalidate()
             sessions.registry.clear()
-
-    return reading
 
 
 def _request_only_reads() -> bool:
