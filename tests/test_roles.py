@@ -162,7 +162,7 @@ def test_each_privilege_that_a_running_service_loses(roles: TwoRoles):
         [503, 503], [200, 201], [503, 201], [200, 503], [200, 201], [200, 201], [200, 503],
     ]  # fmt: skip
     for given in ("SELECT ON TABLE shop.books", "USAGE ON SEQUENCE shop.authors_id_seq"):
-        assert re.search(rf"a privilege is missing .*GRANT {given} TO app_service;", log), log
+        assert re.search(rf"lacks a privilege .*GRANT {given} TO app_service;", log), log
 
 
 def test_privileges_that_come_by_another_way(roles: TwoRoles):
