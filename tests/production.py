@@ -23,7 +23,7 @@ ROUTES = '''
 import time
 
 from apiflask import APIBlueprint
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.core.session import in_transaction
 from app.models import Author, db
@@ -63,6 +63,24 @@ def update():
 def lock():
     db.session.get(Author, 1, with_for_update=True)
     return {}
+
+
+@trouble.get("/cte")
+def cte():
+    statement = "WITH u AS (UPDATE authors AS a SET born = 2 RETURNING 1) SELECT * FROM u"
+    return {"n": len(db.session.execute(text(statement)).all())}
+
+
+@trouble.get("/stream")
+def stream():
+    rows = db.session.scalars(select(Author).execution_options(yield_per=2))
+    return {"n": len(rows.all())}
+
+
+@trouble.get("/words")
+def words():
+    statement = "-- all of them\nSELECT 'please delete from list; for update' AS \"update\""
+    return {"words": db.session.scalar(text(statement))}
 
 
 @trouble.get("/callback")

@@ -9,7 +9,7 @@ from gunicorn import glogging
 from gunicorn.util import make_fail_app
 
 from app.config import ROOT, load_settings
-from app.core import drain, embedded, metrics
+from app.core import drain, embedded, logs, metrics
 from app.core.logs import logging_config
 from app.core.server.worker import Worker
 
@@ -64,7 +64,8 @@ worker_connections = 900
 
 
 def on_starting(server: Any) -> None:
-    """Let the master drain before it stops."""
+    """Let the master drain before it stops, and say so in the format of the log."""
+    logs.init_app(settings)
     drain.install(settings, server)
 
 

@@ -102,8 +102,10 @@ def _secret_in_production(value: str, info: ValidationInfo) -> str:
     )
 
 
-def _no_debugger_in_production(value: bool, info: ValidationInfo) -> bool:
-    if value and info.data.get("app_env") == "production":
+def _no_debugger_in_production(value: object, info: ValidationInfo) -> object:
+    # Flask takes every other word for yes.
+    is_on = str(value).strip().lower() not in ("", "0", "false", "no")
+    if is_on and info.data.get("app_env") == "production":
         raise ValueError(
             "is on. In production it would let every visitor run code. Unset it, and do not "
             "write --debug after flask."
@@ -237,7 +239,7 @@ class Settings(BaseSettings):
     secret_key: Annotated[str, AfterValidator(_secret_in_production)] = Field(
         DEVELOPMENT_SECRET_KEY, repr=False
     )
-    flask_debug: Annotated[bool, AfterValidator(_no_debugger_in_production)] = False
+    flask_debug: Annotated[bool, BeforeValidator(_no_debugger_in_production)] = False
     # If unset: everywhere except in production.
     show_pages: bool | None = None
     trusted_hosts: Annotated[list[HostName], NoDecode, BeforeValidator(_list)] = []
@@ -249,8 +251,9 @@ class Settings(BaseSettings):
     web_concurrency: int = Field(2, ge=1)
     web_threads: int = Field(24, ge=1)
     # If unset: 5 in production, 0 elsewhere.
-    drain_seconds: float | None = Field(None, ge=0, allow_inf_nan=False)
-    max_content_length: int = Field(1024 * 1024, ge=0)
+    drain_seconds: float | None = Field(None, ge=0, le=3600)
+    # A worker holds at most 64 MiB that clients are sending.
+    max_content_length: int = Field(1024 * 1024, ge=0, le=32 * 1024 * 1024)
     client_seconds: float = Field(20, gt=0, allow_inf_nan=False)
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)

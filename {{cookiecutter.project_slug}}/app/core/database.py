@@ -1,9 +1,9 @@
 """Which database, and how to connect: URL, schema, pool, waiting."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import click
 import psycopg
 import structlog
 from flask import Flask, current_app
@@ -54,18 +54,20 @@ def init_app(app: Flask, settings: Settings) -> None:
     with app.app_context():
         engine = db.engine
     # After db.init_app: of what ends a request, Flask begins with what was registered last.
-    session.init_app(app, db.session, engine)
+    reading = session.init_app(app, db.session, engine)
     # Everything in a test happens in one transaction, on one connection.
     alone = settings.app_env == "test"
     probe = engine if alone else create_engine(url, **options | _only_for_probes(options))
     app.extensions["probe"] = probe
+    seconds = limits.get("statement_timeout", 0) / 1000
+    limit = seconds + pool.SERVER_IS_LATE_SECONDS if seconds else None
     for each in {engine, probe}:
         _start_embedded_on_first_use(each, settings)
-        pool.init_engine(each, limits.get("statement_timeout", 0) / 1000)
+        pool.init_engine(each, limit if each is engine else PROBE_SECONDS)
         if settings.database_pooled:
             _set_schema_per_transaction(each, settings.schema_name)
     if not (alone or settings.database_pooled):
-        pool.begin_only_to_write(engine)
+        pool.read_in_autocommit(engine, reading)
 
 
 def probe() -> Engine:
@@ -77,12 +79,17 @@ def probe() -> Engine:
 def _only_for_probes(options: dict[str, Any]) -> dict[str, Any]:
     if "poolclass" in options:
         return {}
-    return {"pool_size": 1, "max_overflow": 0, "pool_timeout": PROBE_SECONDS}
+    return {
+        "pool_size": 1,
+        "max_overflow": 0,
+        "pool_timeout": PROBE_SECONDS,
+        "connect_args": options["connect_args"] | {"connect_timeout": PROBE_SECONDS},
+    }
 
 
 def _limits(settings: Settings) -> dict[str, int]:
-    """Milliseconds for each of the server's timeouts; a `flask` command may take its time."""
-    if click.get_current_context(silent=True):
+    """Milliseconds for each of the server's timeouts; a command or a script may take its time."""
+    if not os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn"):
         return {}
     return {
         "statement_timeout": settings.database_statement_timeout_ms,

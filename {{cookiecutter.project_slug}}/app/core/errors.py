@@ -1,7 +1,6 @@
 """Every error as RFC 9457 problem+json."""
 
 import traceback
-from http import HTTPStatus
 from typing import Any
 
 import psycopg
@@ -23,6 +22,7 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 from structlog.contextvars import get_contextvars
 from werkzeug import Response
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
+from werkzeug.http import HTTP_STATUS_CODES
 
 from app.config import ROOT
 from app.core import privileges
@@ -37,6 +37,7 @@ from app.core.database_errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
+MOST_FAULTS = 50
 
 log = structlog.get_logger("errors")
 
@@ -74,7 +75,8 @@ def init_app(app: APIFlask) -> None:
 def _problem(
     status: int, detail: str | None, errors: list[dict[str, str]] | None = None, headers: Any = None
 ) -> Response:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    title = HTTP_STATUS_CODES.get(status, "Unknown")
+    problem = Problem(title=title, status=status, detail=detail, errors=errors)
     problem.request_id = get_contextvars().get("request_id")
     body = json.dumps(problem.model_dump(exclude_none=True))
     return Response(body, status, headers, content_type=MEDIA_TYPE)
@@ -87,12 +89,17 @@ def unexpected() -> Response:
 
 def _http_error(error: HTTPError) -> Response:
     """APIFlask's `abort()`, and what its validation found."""
-    faults = [
-        {"where": f"{location}.{field}".removesuffix("._schema"), "detail": message}
-        for location, fields in (error.detail or {}).items()
-        for field, messages in fields.items()
-        for message in messages
-    ]
+    try:
+        faults = [
+            {"where": f"{location}.{field}".removesuffix("._schema"), "detail": message}
+            for location, fields in (error.detail or {}).items()
+            for field, messages in fields.items()
+            for message in messages
+        ]
+    except AttributeError:  # a view's own abort(), with a detail of its own
+        faults = [{"where": "detail", "detail": str(error.detail)}]
+    if more := faults[MOST_FAULTS:]:
+        faults[MOST_FAULTS:] = [{"where": "…", "detail": f"And {len(more)} more."}]
     return _problem(error.status_code, error.message, faults or None, error.headers)
 
 
@@ -112,6 +119,7 @@ def _database_error(error: Exception) -> Response:
         refused = isinstance(error, DBAPIError) and missing_connect(error)
         return _try_again(detail, error, refused or reason(error))
     if isinstance(error, DBAPIError) and (detail := wrong_value(error)):
+        log.info("a value cannot be stored", error=type(error.orig).__name__, where=_where(error))
         # Invalid in a body, not found in a URL.
         return _problem(422 if request.content_length else 404, detail)
     raise error
@@ -144,6 +152,7 @@ def _integrity_error(error: IntegrityError) -> Response:
 
     The server's own words show whole rows, or values of others: only what the client sent is named.
     """
+    log.info("a constraint is violated", error=reason(error), where=_where(error))
     columns = conflicting_columns(error)
     sent = request.get_json(silent=True) if request.is_json else None
     if not isinstance(sent, dict) or not sent.keys() >= {*columns}:

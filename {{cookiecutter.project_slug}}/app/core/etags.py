@@ -34,7 +34,8 @@ def refuse_if_changed(row: Any, schema: type[BaseModel]) -> None:
 
 
 def _tag(response: Response) -> Response:
-    is_tagged = response.is_json and (request.method, response.status[:3]) in TAGGED
+    is_whole = not (response.is_streamed or response.direct_passthrough)
+    is_tagged = is_whole and response.is_json and (request.method, response.status[:3]) in TAGGED
     if is_tagged and documented_view() is not None:
         response.add_etag()
         if "If-None-Match" in request.headers and _is_known_to_client(response):

@@ -9,7 +9,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from io import BytesIO
+from typing import IO, Any
 
 from apiflask import APIFlask, abort
 from apiflask.openapi_adapters import openapi_helper
@@ -66,6 +67,10 @@ class PlainInteger(IntegerConverter):
 
 class JSONRequest(Request):
     """A request that says why its body is not JSON."""
+
+    def _get_file_stream(self, *_: Any, **__: Any) -> IO[bytes]:
+        """Keep uploads in memory, where their body is already: the root can be read-only."""
+        return BytesIO()
 
     def on_json_loading_failed(self, e: ValueError | None) -> Any:
         """Answer 415 without an error, which means another media type; else 400 with the reason."""

@@ -4,6 +4,7 @@ A person who runs a command sees plain lines instead: see `_is_read_by_a_person`
 """
 
 import logging.config
+import re
 import sys
 from functools import partial
 from typing import Any
@@ -90,7 +91,8 @@ def without_rows(words: str, error: Any) -> str:
         if isinstance(each, psycopg.Error) and (detail := each.diag.message_detail):
             words = words.replace(detail, "(hidden)")
         each = each.__cause__ or each.__context__
-    return words
+    # Also where another exception repeats what PostgreSQL said.
+    return re.sub(r"\b(DETAIL|CONTEXT):  .*", r"\1:  (hidden)", words)
 
 
 def say(words: str, err: bool = False) -> None:

@@ -75,7 +75,7 @@ def init_app(app: APIFlask) -> None:
 
 def documented_view() -> Spec | None:
     """What APIFlask knows of the requested view; None if the document does not have it."""
-    if (rule := request.url_rule) is None:
+    if (rule := request.url_rule) is None or rule.endpoint.endswith(".static"):
         return None
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     return _known(app, rule.endpoint, request.method)

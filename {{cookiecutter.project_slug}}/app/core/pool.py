@@ -13,13 +13,13 @@ from sqlalchemy.exc import InvalidatePoolError
 SERVER_IS_LATE_SECONDS = 3
 
 
-def init_engine(engine: Engine, statement_seconds: float) -> None:
-    """Make an engine use `ServiceConnection`; `statement_seconds` 0 means no limit."""
+def init_engine(engine: Engine, limit: float | None) -> None:
+    """Make an engine use `ServiceConnection`, which waits for an answer for at most `limit` s."""
 
     @event.listens_for(engine, "do_connect")
     def connect(_d: Any, _r: Any, words: Any, options: Any) -> ServiceConnection:
         connection = ServiceConnection.connect(*words, **options)
-        connection.limit = statement_seconds + SERVER_IS_LATE_SECONDS if statement_seconds else None
+        connection.limit = limit
         connection.news.register(connection.fileno(), select.POLLIN)
         return connection
 
@@ -32,44 +32,59 @@ def init_engine(engine: Engine, statement_seconds: float) -> None:
     event.listen(engine, "handle_error", _leave_a_read_only_server)
 
 
-def begin_only_to_write(engine: Engine) -> None:
-    """Send BEGIN where something may be written; psycopg would send it before any statement."""
-    engine.dialect.do_begin = lambda proxy: proxy.driver_connection.begin()  # type: ignore
+def read_in_autocommit(engine: Engine, reading: Engine) -> None:
+    """What runs on `reading`, a copy of `engine`, needs no transaction: psycopg sends no BEGIN."""
 
     @event.listens_for(engine, "checkout")
-    def leave_it_to_us(connection: ServiceConnection, *_: Any) -> None:
-        if not connection.autocommit:  # it is new, or had another isolation level
-            connection.autocommit = True
+    def expect_a_transaction(connection: ServiceConnection, *_: Any) -> None:
+        connection.choose_autocommit(False)
 
-    @event.listens_for(engine, "begin")
-    def decide(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        without = options.get("only_reads") or options.get("isolation_level") == "AUTOCOMMIT"
-        connection.connection.driver_connection.without_transaction = without  # type: ignore
+    @event.listens_for(reading, "begin")
+    def expect_none(connection: Connection) -> None:
+        connection.connection.driver_connection.choose_autocommit(True)  # type: ignore[union-attr]
+
+
+class ServiceCursor(psycopg.Cursor[Any]):
+    """Prepares statements only where a plan that became invalid does no harm.
+
+    A migration that changes the type of a column invalidates the plans of the old replicas.
+    """
+
+    def execute(self, query: Any, params: Any = None, **options: Any) -> Any:
+        """Execute a statement; in a transaction, which could not go on, none is prepared."""
+        if not self.connection.autocommit:
+            return super().execute(query, params, **{"prepare": False} | options)
+        try:
+            return super().execute(query, params, **options)
+        except errors.FeatureNotSupported:  # cached plan must not change result type
+            self.connection.forget_plans()  # type: ignore[attr-defined]
+            return super().execute(query, params, **options)
 
 
 class ServiceConnection(psycopg.Connection[Any]):
-    """Gives up a server that is frozen, and begins a transaction only where one is needed.
-
-    A frozen server keeps the connection, and no timeout of its own.
-    """
+    """Gives up a server that is frozen: it keeps the connection, and no timeout of its own."""
 
     limit: float | None = None
-    without_transaction = False
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
         self.news = select.poll()
+        self.cursor_factory = ServiceCursor
 
-    def begin(self) -> None:
-        """Begin a transaction, unless none is wanted, or psycopg does it itself."""
-        if self.autocommit and not self.without_transaction:
-            self.execute("BEGIN", prepare=False)
+    def choose_autocommit(self, value: bool) -> None:
+        """Set it, if it is not what it should be: to ask psycopg costs as much as to set it."""
+        if self.autocommit != value:
+            self.autocommit = value
 
     def rollback(self) -> None:
         """End a transaction, if there is one; to ask psycopg costs as much as a small query."""
-        if self.info.transaction_status != TransactionStatus.IDLE:
+        if self.pgconn.transaction_status != TransactionStatus.IDLE:
             super().rollback()
+
+    def forget_plans(self) -> None:
+        """Let psycopg prepare anew: it does after a rollback."""
+        psycopg.Cursor(self).execute("BEGIN", prepare=False)
+        super().rollback()
 
     def wait(self, gen: Any, *words: Any, **options: Any) -> Any:
         """Wait for the server as psycopg does, but not for ever."""

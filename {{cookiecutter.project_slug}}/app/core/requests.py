@@ -111,7 +111,7 @@ class RequestLine:
         answer = Answer(self, tally, start_response)
         try:
             answer.take_from(self.wsgi_app)
-        except Exception:
+        except (Exception, SystemExit):
             if self.app.testing or self.app.debug:
                 self.end(tally)
                 raise
@@ -165,17 +165,18 @@ class Answer:
 
     def __next__(self) -> bytes:
         """The next part."""
+        part: bytes | None = None
         try:
-            part = next(self.parts)
-        except StopIteration:
+            part = next(self.parts, None)
             self._send_head()
-            raise
         except Exception:
             if self.line.app.testing or self.line.app.debug:
                 raise
             self.take_instead("an answer broke off")
             part = next(self.parts)
-        self._send_head()
+            self._send_head()
+        if part is None:
+            raise StopIteration
         return part
 
     def close(self) -> None:
@@ -196,7 +197,10 @@ class Answer:
 
     def _send_head(self) -> None:
         if self.start_response:
-            self.start_response(*self.head)
+            status, headers = self.head
+            for _, value in headers:
+                value.encode("latin-1")  # or gunicorn could not send it, and would answer itself
+            self.start_response(status, headers)
             self.start_response = None
 
 

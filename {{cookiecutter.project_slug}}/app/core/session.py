@@ -16,11 +16,13 @@ from sqlalchemy.orm import scoped_session
 from app.core.database_errors import reason
 
 READING_METHODS = ("GET", "HEAD")
-# What a transaction alone can do: change rows, lock them, or set something until it ends.
-READS = re.compile(r"(\s|\(|/\*.*?\*/)*(SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN)\b", re.I | re.S)
+# Neither a comment nor a text nor a quoted name is a word of SQL.
+NO_WORDS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", re.DOTALL)
+READS = re.compile(r"[\s(]*(SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN)\b", re.IGNORECASE)
+# What only a transaction can do: change rows, lock something, or set something until it ends.
 NEEDS_A_TRANSACTION = re.compile(
-    r"\b(INSERT\s+INTO|UPDATE\s+(ONLY\s+)?[\w\".]+\s+SET|DELETE\s+FROM|MERGE\s+INTO|set_config\s*\("
-    r"|FOR\s+(NO\s+KEY\s+)?UPDATE|FOR\s+(KEY\s+)?SHARE)",
+    r"\b(INSERT|UPDATE|DELETE\s+FROM|MERGE|INTO|FOR\s+(KEY\s+)?SHARE|set_config\s*\(|\w+_xact_lock)\b"
+    r"|;\s*\S",
     re.IGNORECASE,
 )
 
@@ -34,7 +36,9 @@ class WriteInGetError(RuntimeError):
 
 
 def in_transaction(view: View) -> View:
-    """For a GET that writes, or whose queries must all see the same state; put it below the route.
+    """For a GET that writes, streams rows, or whose queries must all see the same state.
+
+    Put it below the route:
 
     @logins.get("/callback")
     @in_transaction
@@ -60,8 +64,8 @@ class Session(FlaskSession):
         return getattr(engine, "reading", engine) if self.only_reads else engine
 
 
-def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> None:
-    """Give requests that only read an engine that refuses to write."""
+def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> Engine:
+    """Give requests that only read an engine that refuses to write, and return it."""
     reading = engine.execution_options(only_reads=True)
     event.listen(reading, "before_cursor_execute", _refuse_to_write)
     engine.reading = reading  # type: ignore[attr-defined]
@@ -78,6 +82,8 @@ def init_app(app: Flask, sessions: scoped_session[Any], engine: Engine) -> None:
             sessions().invalidate()
             sessions.registry.clear()
 
+    return reading
+
 
 def _request_only_reads() -> bool:
     if not has_request_context() or request.method not in READING_METHODS:
@@ -86,8 +92,10 @@ def _request_only_reads() -> bool:
     return not getattr(view, "in_transaction", False)
 
 
-def _refuse_to_write(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-    if not _only_reads(statement):
+def _refuse_to_write(_c: Any, _cursor: Any, statement: str, _p: Any, context: Any, _m: Any) -> None:
+    options = context.execution_options if context else {}
+    is_streamed = options.get("stream_results") or options.get("yield_per")
+    if is_streamed or not _only_reads(statement):
         raise WriteInGetError(
             f"A {request.method} may only read, and this needs a transaction: {statement[:200]}. "
             "Use POST, PUT, PATCH or DELETE. If it must be this method, decorate the view: "
@@ -97,4 +105,7 @@ def _refuse_to_write(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
 
 @lru_cache(maxsize=1000)
 def _only_reads(statement: str) -> bool:
-    return bool(READS.match(statement)) and not NEEDS_A_TRANSACTION.search(statement)
+    words = NO_WORDS.sub(" x ", statement)
+    return bool(READS.match(words.removeprefix(" x ").lstrip())) and not NEEDS_A_TRANSACTION.search(
+        words
+    )

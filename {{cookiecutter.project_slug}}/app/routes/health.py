@@ -66,6 +66,7 @@ def _state(connection: Connection, settings: Settings) -> State:
     if shortage := privileges.of_service(connection, schema):
         return State(False, str(shortage))
     if connection.scalar(text("SHOW transaction_read_only")) == "on":
+        connection.invalidate()  # the next look may find the server that takes writes
         return State(False, READ_ONLY, "Is this a standby? See target_session_attrs.")
     found = connection.scalar(text("SELECT current_schema()"))
     if found not in (schema, extensions.SCHEMA, None):
@@ -84,7 +85,8 @@ def _revision(current: set[str], schema: str) -> State:
     where = f"Schema {schema} is at revision {name or 'none'}, the code at {code}."
     if current == heads:
         return State(True, revision=name)
-    if unknown:
+    # Beside a revision that this code has, an unknown one is not a later one.
+    if current == unknown and unknown:
         return State(True, "The database is ahead of the code.", where, name)
     run = f"Run: flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
     return State(False, "The database is behind the code.", f"{where} {run}", name)

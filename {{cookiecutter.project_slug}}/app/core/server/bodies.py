@@ -1,6 +1,7 @@
 """Where the body of a request ends, found without waiting for what has not arrived."""
 
 HEXADECIMAL = b"0123456789abcdefABCDEF"
+LONGEST_SIZE = 16
 
 
 class Measured:
@@ -28,7 +29,7 @@ class Chunked:
         """The end of the body in `data`, or None if that is not all of it."""
         while (line_end := data.find(b"\r\n", self.next_line)) >= 0:
             digits = data[self.next_line : line_end].partition(b";")[0].rstrip(b" \t")
-            if not digits or digits.strip(HEXADECIMAL):
+            if not 0 < len(digits) <= LONGEST_SIZE or digits.strip(HEXADECIMAL):
                 return len(data)
             size = int(digits, 16)
             if size == 0:

@@ -8,6 +8,7 @@ from typing import Any
 from gunicorn.http import get_parser
 from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from app.core.server.bodies import Chunked, Measured
 
@@ -19,6 +20,16 @@ FRAMING_LIMIT = 256 * 1024
 PIECE = 8 * 1024
 # A thread waits for the client only if more than this of its answer is still to be sent.
 UNSENT_LIMIT = 2 * 1024 * 1024
+
+
+class TooLong(BytesIO):
+    """In place of a body that was not received, if the service wants it all the same."""
+
+    def read(self, *_: Any) -> bytes:
+        """Answer 413."""
+        raise RequestEntityTooLarge
+
+    readline = readinto = read  # type: ignore[assignment]
 
 
 class Connection:
@@ -120,7 +131,7 @@ class Connection:
         """Have gunicorn read the body, so that the service gets all of it, or its length."""
         request, length = self.request, self.body.length
         body = b"" if self.too_long else request.body.read()
-        request.body = BytesIO(body)
+        request.body = TooLong() if self.too_long else BytesIO(body)
         if isinstance(self.body, Chunked):
             request.headers = [item for item in request.headers if item[0] != "TRANSFER-ENCODING"]
             request.headers.append(("CONTENT-LENGTH", str(length if self.too_long else len(body))))
@@ -136,7 +147,9 @@ class Connection:
         if len(self.unsent) > UNSENT_LIMIT:
             self.socket.settimeout(self.patience)
             try:
-                self.socket.sendall(self.unsent)
+                # Not sendall, whose time is for all of it.
+                while self.unsent:
+                    del self.unsent[: self.socket.send(self.unsent)]
             except TimeoutError as error:
                 raise BrokenPipeError(errno.EPIPE, "the client takes nothing") from error
             finally:

@@ -40,13 +40,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     patience: float
     wsgi: Any
     sockets: list[Any]
+    tpool: ThreadPoolExecutor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: dict[Connection, None] = {}
         self.next_look = 0.0
         # Whatever all the others wait for, the process can say that it lives.
-        self.probes = ThreadPoolExecutor(max_workers=1)
+        self.probes = {path: ThreadPoolExecutor(max_workers=1) for path in PROBES}
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -123,7 +124,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def enqueue_req(self, conn: Connection) -> None:
         """Give the request to a thread."""
-        threads = self.probes if conn.request.path in PROBES else self.tpool
+        threads = self.probes.get(conn.request.path, self.tpool)
         done = threads.submit(self.handle, conn)
         done.add_done_callback(partial(self.method_queue.defer, self.finish_request, conn))
 
