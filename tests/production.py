@@ -19,7 +19,7 @@ from conftest import PATIENCE, Project, Server, wait_until
 SECRET = "0123456789abcdef0123456789abcdef"
 
 # Routes that no example needs, but that teams write.
-ROUTES = '''
+ROUTES = r'''
 import time
 
 from apiflask import APIBlueprint
