@@ -134,7 +134,8 @@ def test_the_page_explains_every_metric(busy: Project, scrape):
     explained = set(re.findall(r"^\| `((?:http|db|service)_\w+)` \|", page, re.MULTILINE))
     found = {re.sub(r"(_count|_sum|_bucket)$", "", name.partition("{")[0]) for name in scrape()}
     assert found == explained
-    used = set(re.findall(r"\b(?:http|db)_\w+", page.split("## What to alert on")[1].split("\n## ")[0]))
+    alerts = page.split("## What to alert on")[1].split("\n## ")[0]
+    used = set(re.findall(r"\b(?:http|db)_\w+", alerts))
     assert {re.sub(r"(_count|_sum|_bucket)$", "", name) for name in used} <= explained
 
 
