@@ -21,7 +21,7 @@ NO_WORDS = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"", 
 READS = re.compile(r"[\s(]*(SELECT|WITH|VALUES|TABLE|SHOW|EXPLAIN)\b", re.IGNORECASE)
 # What only a transaction can do: change rows, lock something, or set something until it ends.
 NEEDS_A_TRANSACTION = re.compile(
-    r"\b(INSERT|UPDATE|DELETE\s+FROM|MERGE|INTO|FOR\s+(KEY\s+)?SHARE|set_config\s*\(|\w+_xact_lock)\b"
+    r"\b(INSERT|UPDATE|DELETE\s+FROM|MERGE|INTO|FOR\s+(KEY\s+)?SHARE|set_config|\w+_xact_lock\w*)\b"
     r"|;\s*\S",
     re.IGNORECASE,
 )
@@ -105,7 +105,5 @@ def _refuse_to_write(_c: Any, _cursor: Any, statement: str, _p: Any, context: An
 
 @lru_cache(maxsize=1000)
 def _only_reads(statement: str) -> bool:
-    words = NO_WORDS.sub(" x ", statement)
-    return bool(READS.match(words.removeprefix(" x ").lstrip())) and not NEEDS_A_TRANSACTION.search(
-        words
-    )
+    words = NO_WORDS.sub(" ", statement)
+    return bool(READS.match(words)) and not NEEDS_A_TRANSACTION.search(words)
