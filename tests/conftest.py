@@ -340,6 +340,9 @@ LONG = [
     "test_dry_run.py",
     "test_seeds.py",
     "test_hook.py",
+    "test_trouble.py",
+    "test_deploys.py",
+    "test_docker.py",
 ]
 
 
