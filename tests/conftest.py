@@ -270,6 +270,11 @@ class Project:
                 assert not until_held or any(line == "open\n" for line in process.stdout)
                 yield
             finally:
+                if until_held and process.stdin:
+                    # Ends by itself, so that the embedded server ends with the last who use it.
+                    process.stdin.close()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(10)
                 process.kill()
 
     @contextlib.contextmanager

@@ -95,7 +95,7 @@ def test_killed_in_a_backfill(ready: Project):
     ready.sql(
         "CREATE TABLE numbers (a int, b uuid DEFAULT gen_random_uuid(), filled int)",
         "ALTER TABLE numbers ADD PRIMARY KEY (a, b)",
-        "INSERT INTO numbers (a) SELECT n % 7 FROM generate_series(1, 3000) n",
+        "INSERT INTO numbers (a) SELECT n % 7 FROM generate_series(1, 12000) n",
     )
     fill = 'backfill("numbers", "filled = coalesce(filled, 0) + 1", "filled IS NULL", '
     write(ready, fill + "batch_size=50, pause_seconds=0.1)")
@@ -107,7 +107,7 @@ def test_killed_in_a_backfill(ready: Project):
     left = int(
         re.findall(r"\d+", ready.sql("SELECT count(*) FROM numbers WHERE filled IS NULL"))[0]
     )
-    assert 0 < left < 3000
+    assert 0 < left < 12000
     write(ready, fill + "batch_size=500, pause_seconds=0)")
     result = ready.flask("db", "upgrade")
     assert result.returncode == 0, result.stdout
