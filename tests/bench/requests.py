@@ -115,9 +115,7 @@ def serving(command: list[str], folder: Path, port: int, **settings: str) -> Ite
     def answers() -> bool:
         assert process.poll() is None, f"{command} ended"
         with contextlib.suppress(requests.RequestException):
-            return (
-                requests.get(f"http://127.0.0.1:{port}/api/books/1", timeout=9).status_code == 200
-            )
+            return requests.get(f"http://127.0.0.1:{port}/api/books", timeout=9).status_code == 200
         return False
 
     try:
