@@ -75,14 +75,17 @@ def _prepare(settings: Settings) -> None:
                 "there is no migrations/ yet. Run: flask db init, then flask db migrate -m initial"
             )
         flask_migrate.upgrade()
+    development = settings.app_env == "development"
+    plants = development if settings.run_seeds is None else settings.run_seeds
+    is_ahead = (settings.run_migrations or plants) and _is_ahead()
+    if settings.run_migrations:
         none = "none, because the database is ahead of this code"
-        say(f"2/4 migrations: {none if _is_ahead() else 'done'}")
+        say(f"2/4 migrations: {none if is_ahead else 'done'}")
     else:
         say("2/4 migrations: skipped (RUN_MIGRATIONS)")
-    development = settings.app_env == "development"
-    if not settings.run_seeds and (settings.run_seeds is False or not development):
+    if not plants:
         say("3/4 seeds: skipped (RUN_SEEDS)")
-    elif _is_ahead():
+    elif is_ahead:
         say("3/4 seeds: skipped, because those of the newer code are there")
     else:
         say(f"3/4 seeds: {seeding.plant_at_start(prune=development)}")

@@ -41,6 +41,11 @@ def unknown(revisions: set[str]) -> set[str]:
     return revisions - _known(_file_names())
 
 
+def is_ahead(revisions: set[str]) -> bool:
+    """Whether newer code has made them: beside one that this code has, an unknown is no later."""
+    return bool(revisions) and unknown(revisions) == revisions
+
+
 def tables_of_models(connection: Connection) -> list[str]:
     """The tables of the models that the schema has, whoever made them."""
     there = sql("SELECT tablename FROM pg_tables WHERE schemaname = current_schema() ORDER BY 1")

@@ -210,7 +210,7 @@ class Facts:
         try:
             with self.engine.connect() as connection:
                 at = history.current(connection)
-            ahead = bool(history.unknown(at))
+            ahead = history.is_ahead(at)
             behind = not ahead and at != history.heads()
         except Exception:
             return  # /readyz and its line say what is wrong.

@@ -78,15 +78,14 @@ def _state(connection: Connection, settings: Settings) -> State:
 def _revision(current: set[str], schema: str) -> State:
     name = ", ".join(sorted(current)) or None
     try:
-        heads, unknown = history.heads(), history.unknown(current)
+        heads, is_ahead = history.heads(), history.is_ahead(current)
     except Exception as error:
         return State(False, "The revision files cannot be read.", str(error), name)
     code = " and ".join(sorted(heads)) or "none"
     where = f"Schema {schema} is at revision {name or 'none'}, the code at {code}."
     if current == heads:
         return State(True, revision=name)
-    # Beside a revision that this code has, an unknown one is not a later one.
-    if current == unknown and unknown:
+    if is_ahead:
         return State(True, "The database is ahead of the code.", where, name)
     run = f"Run: flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
     return State(False, "The database is behind the code.", f"{where} {run}", name)
