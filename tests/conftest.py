@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -18,6 +19,7 @@ from urllib.parse import quote
 
 import pytest
 import requests
+from warm import Starter
 
 TEMPLATE = Path(__file__).resolve().parent.parent
 QUESTIONS = json.loads((TEMPLATE / "cookiecutter.json").read_text())
@@ -226,6 +228,12 @@ with create_app().app_context():
 """
 
 
+@functools.cache
+def starter(environment: Path) -> Starter:
+    """The process that starts commands with the packages of this environment."""
+    return Starter(environment / "bin" / "python")
+
+
 @dataclass
 class Project:
     """A generated project."""
@@ -240,7 +248,15 @@ class Project:
         return run(*command, cwd=self.path, **environment)
 
     def flask(self, *words: str, **environment: str | None):
-        return self.run(self.python, "-m", "flask", *words, **environment)
+        return self.python_runs("-m", "flask", *words, **environment)
+
+    def python_runs(self, *words: str, **environment: str | None):
+        """Run `python WORDS`, in a process with the packages in it if that makes no difference."""
+        env = clean_environment(**environment)
+        library = self.path / ".venv" / "lib"
+        if env.get("APP_ENV") == "production" or not library.is_symlink():
+            return self.run(self.python, *words, **environment)
+        return starter(library.resolve().parent).run([*words], self.path, env, 600)
 
     def popen(self, *command: str | Path, **environment: str | None) -> subprocess.Popen[str]:
         """Start a command; the caller reads its output."""
@@ -254,10 +270,14 @@ class Project:
             text=True,
         )
 
+    def holding_the_server(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the embedded server up while the block runs."""
+        packages = (self.path / ".venv/lib").resolve().parent
+        return starter(packages).holding_the_server(self.path, clean_environment())
+
     def sql(self, *statements: str, **environment: str | None) -> str:
         """Run SQL on the service's own connection, one statement at a time; return the rows."""
-        command = [self.python, "-c", SQL, "AUTOCOMMIT", *statements]
-        result = self.run(*command, **environment)
+        result = self.python_runs("-c", SQL, "AUTOCOMMIT", *statements, **environment)
         assert result.returncode == 0, result.stdout
         return result.stdout.strip()
 
@@ -414,7 +434,8 @@ def seeded(generated: Path, shared: Path) -> Path:
 
 
 @pytest.fixture
-def ready(project: Project, seeded: Path) -> Project:
-    """A copy of the default project whose database is migrated and seeded."""
+def ready(project: Project, seeded: Path) -> Iterator[Project]:
+    """A copy of the default project whose database is migrated and seeded, and up."""
     shutil.copytree(seeded, project.path / ".postgres")
-    return project
+    with project.holding_the_server():
+        yield project
