@@ -68,8 +68,10 @@ def parts(settings: Settings, answers: bool) -> list[Part]:
                 found = Look(connection, settings).parts()
         except Exception as error:
             why = f"Not known: {reason(error)}."
-    found = found or [Part(title, why) for title in Look.TITLES]
-    return [*found, _links(settings), _routes()]
+    server, pending, tables, seeds = found or [Part(title, why) for title in Look.TITLES]
+    if not pending.words:
+        _compare(pending, settings)
+    return [server, pending, tables, seeds, _links(settings), _routes()]
 
 
 class Look:
@@ -122,8 +124,7 @@ class Look:
             part.lines = _some([Line(each.revision, each.doc) for each in pending])
         elif self.settings.app_env == "test":
             part.words = "None; models are not compared during a test."
-        else:
-            _compare(part, self.settings)
+        # Otherwise models and database are compared, after this look.
 
     def _current(self) -> set[str]:
         """The revisions that the schema is at; raises if the role may not see them."""
@@ -163,7 +164,7 @@ class Look:
                 continue
             planted = select(literal(1)).select_from(seed.table).where(seed.owns(seed.table))
             found, why_not = self._count(planted)
-            there = f"rows not counted{why_not}" if found is None else _or_more(found)
+            there = f"unknown number{why_not}," if found is None else _or_more(found)
             part.lines.append(Line(seed.noun, f"{there} {listed}"))
             if found is not None and found < min(len(seed.rows), COUNTED):
                 part.commands = ["flask seed all"]
@@ -173,7 +174,7 @@ class Look:
     def _count(self, rows: Select[Any]) -> tuple[int | None, str]:
         """How many there are, at most COUNTED + 1; or None, and why."""
         if monotonic() > self.deadline:
-            return None, ""
+            return None, ", because there was no time left"
         try:
             with self.connection.begin_nested():
                 some = rows.limit(COUNTED + 1).subquery()
