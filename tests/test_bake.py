@@ -52,7 +52,8 @@ app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
 docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
+tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_home.py
+tests/test_migrations.py
 tests/test_requests.py tests/test_seeds.py tests/test_session.py tests/test_shell.py
 app/static/home.css
 app/core/server/__init__.py app/core/server/bodies.py app/core/server/connections.py
