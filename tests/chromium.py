@@ -135,7 +135,10 @@ def browsing(profile: Path) -> Iterator[Page]:
     try:
         yield Page(ours[1], theirs[0])
     finally:
+        # It ends when nobody is left at the other end of the pipe.
+        os.close(ours[1])
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        os.close(ours[1])

@@ -145,7 +145,8 @@ PICTURES: dict[str, Callable[[Studio], dict[str, bytes]]] = {
 
 def make(names: list[str], project: Project, folder: Path) -> None:
     """Make these pictures, each for light and for dark."""
-    with tempfile.TemporaryDirectory() as profile, browsing(Path(profile)) as page:
+    folders = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folders as profile, browsing(Path(profile)) as page:
         studio = Studio(project, page)
         for name in names:
             for scheme, picture in PICTURES[name](studio).items():

@@ -125,7 +125,7 @@ def test_every_state_of_the_database(home: Project, database: Database):
 
         with database.holding("LOCK TABLE books"):
             page = words(server)
-            assert "books about 4 rows, because it is locked" in page
+            assert "books about 4 rows (locked)" in page
             assert "authors 4 rows " in page
         database.sql("DELETE FROM books WHERE seeded")
         assert "books 0 of 4 rows" in words(server)

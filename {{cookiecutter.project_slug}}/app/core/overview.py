@@ -74,6 +74,14 @@ def parts(settings: Settings, answers: bool) -> list[Part]:
     return [server, pending, tables, seeds, _links(settings), _routes()]
 
 
+def head() -> str:
+    """The newest revision of the code."""
+    try:
+        return " and ".join(sorted(history.heads())) or "none"
+    except Exception as error:
+        return f"not known: {reason(error)}"
+
+
 class Look:
     """A short look into the database, in a transaction that ends with it."""
 
@@ -164,7 +172,7 @@ class Look:
                 continue
             planted = select(literal(1)).select_from(seed.table).where(seed.owns(seed.table))
             found, why_not = self._count(planted)
-            there = f"unknown number{why_not}," if found is None else _or_more(found)
+            there = f"unknown number{why_not}" if found is None else _or_more(found)
             part.lines.append(Line(seed.noun, f"{there} {listed}"))
             if found is not None and found < min(len(seed.rows), COUNTED):
                 part.commands = ["flask seed all"]
@@ -174,13 +182,13 @@ class Look:
     def _count(self, rows: Select[Any]) -> tuple[int | None, str]:
         """How many there are, at most COUNTED + 1; or None, and why."""
         if monotonic() > self.deadline:
-            return None, ", because there was no time left"
+            return None, " (no time left)"
         try:
             with self.connection.begin_nested():
                 some = rows.limit(COUNTED + 1).subquery()
                 return self.connection.scalar(select(func.count()).select_from(some)), ""
         except DBAPIError as error:
-            return None, ", because it is locked" if is_in_use(error) else f": {reason(error)}"
+            return None, " (locked)" if is_in_use(error) else f" ({reason(error)})"
 
 
 def _compare(part: Part, settings: Settings) -> None:
@@ -240,8 +248,10 @@ def _links(settings: Settings) -> Part:
         "Liveness": "/healthz",
         "Readiness": "/readyz",
     }
-    if settings.metrics_port:
-        pages["Metrics"] = f"http://{settings.address_of(settings.metrics_port)}/metrics"
+    if port := settings.metrics_port:
+        is_everywhere = settings.host in ("0.0.0.0", "::")
+        address = f"127.0.0.1:{port}" if is_everywhere else settings.address_of(port)
+        pages["Metrics"] = f"http://{address}/metrics"
     lines = [Line(name, url, url) for name, url in pages.items()]
     return Part("Links", lines=lines)
 

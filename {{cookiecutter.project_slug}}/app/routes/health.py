@@ -23,15 +23,13 @@ health = APIBlueprint("health", __name__, enable_openapi=False)
 class State:
     """Whether the database can serve this code; `detail` is for those who run the service.
 
-    `revision` is that of the database, `head` that of the code, None if nobody could look.
-    `command` is what to do next.
+    `revision` is "" before the first, None if nobody could look; `command` is what to do next.
     """
 
     is_ready: bool
     reason: str | None = None
     detail: str = ""
     revision: str | None = None
-    head: str | None = None
     command: str = "flask doctor"
     answers: bool = True
 
@@ -51,7 +49,7 @@ def readiness() -> tuple[dict[str, str | None], int]:
     body = {"status": "ready" if state.is_ready else "not ready", "reason": state.reason}
     if not current_app.config["SETTINGS"].production:  # where strangers may ask
         body["reason"] = f"{state.reason} {state.detail}".strip() if state.reason else None
-        body["revision"] = state.revision
+        body["revision"] = state.revision or None
     return body, 200 if state.is_ready else 503
 
 
@@ -85,7 +83,7 @@ def _state(connection: Connection, settings: Settings) -> State:
 
 
 def _revision(current: set[str], schema: str) -> State:
-    name = ", ".join(sorted(current)) or None
+    name = ", ".join(sorted(current))
     try:
         heads, is_ahead = history.heads(), history.is_ahead(current)
     except Exception as error:
@@ -93,10 +91,9 @@ def _revision(current: set[str], schema: str) -> State:
     code = " and ".join(sorted(heads)) or "none"
     where = f"Schema {schema} is at revision {name or 'none'}, the code at {code}."
     if current == heads:
-        return State(True, revision=name, head=code, command="")
+        return State(True, revision=name, command="")
     if is_ahead:
-        return State(True, "The database is ahead of the code.", where, name, code)
+        return State(True, "The database is ahead of the code.", where, name)
     command = f"flask db {'upgrade' if len(heads) < 2 else 'merge heads'}"
-    return State(
-        False, "The database is behind the code.", f"{where} Run: {command}", name, code, command
-    )
+    words = f"{where} Run: {command}"
+    return State(False, "The database is behind the code.", words, name, command)

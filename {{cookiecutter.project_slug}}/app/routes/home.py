@@ -21,5 +21,11 @@ def index() -> str:
         return render_template("home.html", project=PROJECT, state=state)
     server, *parts = overview.parts(settings, state.answers)
     return render_template(
-        "home.html", project=PROJECT, settings=settings, state=state, server=server, parts=parts
+        "home.html",
+        project=PROJECT,
+        settings=settings,
+        state=state,
+        head=overview.head(),
+        server=server,
+        parts=parts,
     )
