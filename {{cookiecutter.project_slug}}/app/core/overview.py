@@ -200,6 +200,9 @@ def _compare(part: Part, settings: Settings) -> None:
     except TimeoutError:
         part.words = "Models and database are still being compared. Reload this page."
         return
+    except Exception as error:
+        part.words = f"Not known: {error}"
+        return
     finally:
         if comparison.done():
             current_app.extensions["comparison"] = None
@@ -220,7 +223,8 @@ def _in_background(settings: Settings) -> "Future[list[str]]":
             with app.app_context(), connect_directly(settings, wait_seconds=0) as connection:
                 future.set_result(differences(connection, settings))
         except BaseException as error:  # a command would end with SystemExit
-            future.set_exception(RuntimeError(reason(error)))
+            why = reason(error) if isinstance(error, DBAPIError) else str(error)
+            future.set_exception(RuntimeError(why))
 
     Thread(target=work, daemon=True).start()
     return future
