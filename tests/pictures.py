@@ -24,10 +24,10 @@ from rich.text import Text
 
 FOLDER = TEMPLATE / ".github/pictures"
 WIDTH, HEIGHT = 960, 740
-COLUMNS = 88
+COLUMNS = 106
 TERMINAL = """<!doctype html><meta charset="utf-8"><title>terminal</title>
 <body style="margin: 0; color: {foreground}; background: {background}">
-<pre style="margin: 0; padding: 24px; font: 16.5px/1.35 DejaVu Sans Mono, monospace">{code}</pre>
+<pre style="margin: 0; padding: 24px; font: 14.2px/1.45 DejaVu Sans Mono, monospace">{code}</pre>
 """
 SCHEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": SVG_EXPORT_THEME}
 
@@ -44,9 +44,13 @@ class Studio:
         with self.project.serving() as server:
             return {each: self._picture(server.url + path, each, until) for each in SCHEMES}
 
-    def printed(self, *commands: str) -> dict[str, bytes]:
-        """What these commands print on a terminal, one after the other."""
-        output = "".join(f"\x1b[1m$ {each}\x1b[0m\n{self._run(each)}\n" for each in commands)
+    def printed(self, *commands: str, ends_with: int = 0) -> dict[str, bytes]:
+        """What these commands print on a terminal; `ends_with` is the last one's exit code."""
+        output = ""
+        for each in commands:
+            printed, code = self._run(each)
+            output += f"\x1b[1m$ {each}\x1b[0m\n{printed}\n"
+        assert code == ends_with, output
         pictures = {}
         for scheme, theme in SCHEMES.items():
             console = Console(record=True, width=COLUMNS, file=io.StringIO())
@@ -71,8 +75,8 @@ class Studio:
             self.page.look(WIDTH, max(HEIGHT, height), scheme)
         return smaller(self.page.picture())
 
-    def _run(self, command: str) -> str:
-        """What a person would see: on a terminal, programs print colours."""
+    def _run(self, command: str) -> tuple[str, int]:
+        """What a person would see, and the exit code: on a terminal, programs print colours."""
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
         process = subprocess.Popen(
@@ -92,8 +96,7 @@ class Studio:
         except OSError:  # how Linux says that nobody is left at the other end
             pass
         os.close(ours)
-        process.wait()
-        return output.decode().replace("\r\n", "\n")
+        return output.decode().replace("\r\n", "\n"), process.wait()
 
 
 def smaller(picture: bytes) -> bytes:
@@ -118,20 +121,23 @@ def refusal(studio: Studio) -> dict[str, bytes]:
     studio.change("app/models/books.py", "title: Mapped", "name: Mapped")
     try:
         return studio.printed(
-            "git diff --unified=0 app/models", "uv run flask db migrate -m 'a better name'"
+            "git diff --unified=0 app/models",
+            "uv run flask db migrate -m 'a better name'",
+            ends_with=1,
         )
     finally:
         studio.change("app/models/books.py", "name: Mapped", "title: Mapped")
 
 
 def rehearsal(studio: Studio) -> dict[str, bytes]:
-    """A new column and a new index on a table that others read and write."""
+    """A new column and a new index; without paths, and without the lines that tell how far it is."""
     column = "published: Mapped[int | None]"
     new = f"{column} = mapped_column(index=True)\n    pages: Mapped[int | None]"
     studio.change("app/models/books.py", column, new)
-    migrated = studio.project.run("uv", "run", "flask", "db", "migrate", "-m", "count pages")
-    assert migrated.returncode == 0, migrated.stdout
-    return studio.printed("uv run flask db rehearse")
+    return studio.printed(
+        "uv run flask db migrate -m 'count pages' >/dev/null",
+        "uv run flask db rehearse 2>/dev/null",
+    )
 
 
 # The last one leaves the project changed.
