@@ -130,7 +130,7 @@ def refusal(studio: Studio) -> dict[str, bytes]:
 
 
 def rehearsal(studio: Studio) -> dict[str, bytes]:
-    """A new column and a new index; without paths, and without the lines that tell how far it is."""
+    """A new column and index; without paths, and without the lines that tell how far it is."""
     column = "published: Mapped[int | None]"
     new = f"{column} = mapped_column(index=True)\n    pages: Mapped[int | None]"
     studio.change("app/models/books.py", column, new)
