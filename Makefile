@@ -1,5 +1,6 @@
-# `make demo` serves the default project, `make test` runs all tests, and `make release` archives a
-# version, so that updates from it can be tested.
+# `make demo` serves the default project, `make test` runs all tests, and `make pictures`
+# makes the pictures of README.md, and `make release` archives a version, so that updates from it
+# can be tested.
 # The first run creates the tools (.venv) from a bare python3.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # The demo has its own database, whatever the caller's shell is set up for.
 unexport APP_ENV DATABASE_URL DATABASE_URL_MIGRATIONS SCHEMA SECRET_KEY VIRTUAL_ENV
 
-.PHONY: demo test bench release
+.PHONY: demo test bench pictures release
 .DEFAULT_GOAL := test
 
 demo: .venv/ready
@@ -31,6 +32,9 @@ bench: .venv/ready
 	@python tests/bench/scale.py
 	@python tests/bench/history.py
 	@python tests/bench/seeds.py
+
+pictures: .venv/ready
+	@python tests/pictures.py
 
 release: .venv/ready
 	@git diff --quiet HEAD || { echo "Commit first: only what is committed goes into the archive." >&2; exit 1; }

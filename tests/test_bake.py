@@ -23,6 +23,7 @@ app/core/database.py app/core/database_errors.py app/core/docs.py app/core/docto
 app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
 app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
 app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
+app/core/overview.py
 app/core/pool.py app/core/privileges.py app/core/requests.py app/core/rows.py app/core/sentry.py
 app/core/session.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
@@ -51,7 +52,8 @@ app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
 docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
-tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
+tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_home.py
+tests/test_migrations.py
 tests/test_requests.py tests/test_seeds.py tests/test_session.py tests/test_shell.py
 app/static/home.css
 app/core/server/__init__.py app/core/server/bodies.py app/core/server/connections.py

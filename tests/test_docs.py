@@ -154,9 +154,8 @@ def test_the_example_is_deleted_as_the_readme_says(project: Project):
             (project.path / room / f"{noun}.py").unlink()
     for noun in ("authors", "books", "seeds"):
         (project.path / f"tests/test_{noun}.py").unlink()
-    pages = [f"app/{room}/__init__.py" for room in ("models", "routes", "seeds")]
-    for name in [*pages, "app/templates/home.html"]:
-        file = project.path / name
+    for room in ("models", "routes", "seeds"):
+        file = project.path / f"app/{room}/__init__.py"
         lines = file.read_text().splitlines(keepends=True)
         kept = [line for line in lines if not EXAMPLE.search(line)]
         text = "".join(kept).replace('"Author", ', "").replace('"Book", "Genre", ', "")

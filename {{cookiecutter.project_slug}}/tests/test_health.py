@@ -1,4 +1,4 @@
-"""/healthz, /readyz, / and the API's documentation."""
+"""/healthz, /readyz and the API's documentation."""
 
 import re
 
@@ -7,7 +7,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.config import PROJECT, Settings
+from app.config import PROJECT
 from app.core import history
 
 
@@ -41,12 +41,6 @@ def test_not_ready_before_the_first_upgrade(empty_app: APIFlask) -> None:
     response = empty_app.test_client().get("/readyz")
     assert response.status_code == 503
     assert "revision none" in response.get_json()["reason"]
-
-
-def test_the_first_page(client: FlaskClient, settings: Settings) -> None:
-    page = client.get("/").text
-    for words in (PROJECT["version"], "test", settings.schema_name, *history.heads()):
-        assert words in page
 
 
 def test_the_documentation_needs_no_network(client: FlaskClient) -> None:
