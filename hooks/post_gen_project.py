@@ -48,6 +48,18 @@ CHOICES = {
         },
         "none": {},
     },
+    "deploy": {
+        "Docker": {
+            "compose.production.yaml": "compose.production.yaml",
+            "nginx.conf": "nginx.conf",
+        },
+        "Render": {"render.yaml": "render.yaml"},
+        "AWS": {"aws.yaml": "aws.yaml"},
+        "Kubernetes": {
+            "k8s-base.yaml": "k8s/base/kustomization.yaml",
+        },
+        "none": {},
+    },
 }
 
 PYTHON = os.path.join(".venv", *(["Scripts", "python.exe"] if WINDOWS else ["bin", "python"]))
