@@ -1,6 +1,6 @@
 """What the answers to `deploy` bring: files that fit their platform's schema, and the service.
 
-test_platform_commands.py runs what they name.
+test_platform_images.py and test_platform_commands.py run what they name.
 """
 
 import json
@@ -274,3 +274,91 @@ def test_connections_are_counted_right(rendered):
     assert f"opens at most {one} connections" in said
     assert f"for a rollout {one * (replicas + more)}" in said
     assert one * (replicas + more) < 97  # max_connections less those for superusers
+
+
+# Cells of the page
+
+
+TOPICS = [
+    "connection string",
+    "TLS",
+    "pooling",
+    "migrations",
+    "backups",
+    "logs",
+    "scaling",
+    "rollback",
+    "costly mistakes",
+]
+ROLLBACK = "test_old_code_serves_from_a_newer_database"
+BACK = "test_going_back_where_a_command_runs_first"
+NUMBERS = "test_connections_are_counted_right"
+SHUTDOWN = "test_the_platforms_wait_for_running_requests"
+# The test of each cell, in the order of TOPICS; what no test here can show says so in the cell.
+CELLS = {
+    "Render": ["test_render_in_the_image"] * 2
+    + [NUMBERS]
+    + ["test_render_in_the_image"] * 3
+    + [NUMBERS, BACK, "test_render_in_the_image"],
+    "AWS": ["test_aws_in_the_image_with_verified_tls"] * 2
+    + [NUMBERS, "test_aws_rolls_only_what_has_migrated"]
+    + ["test_aws_in_the_image_with_verified_tls"] * 2
+    + [NUMBERS, ROLLBACK, "test_aws_in_the_image_with_verified_tls"],
+    "Kubernetes": ["test_kubernetes_in_the_image", "test_aws_in_the_image_with_verified_tls"]
+    + ["test_the_component_with_a_real_pgbouncer"]
+    + ["test_kubernetes_in_the_image"] * 3
+    + [NUMBERS, ROLLBACK, "test_kubernetes_in_the_image"],
+    "Heroku": ["test_heroku_in_twenty_connections", "test_a_plan_with_tls_is_not_reached_without"]
+    + ["test_heroku_in_twenty_connections"] * 5
+    + [BACK, "test_heroku_in_twenty_connections"],
+    "Fly.io": ["test_fly_in_the_image"] * 2
+    + ["test_the_component_with_a_real_pgbouncer"]
+    + ["test_fly_in_the_image"] * 4
+    + [BACK, SHUTDOWN],
+    "systemd": ["test_systemd_rolls_one_instance_after_the_other"] * 8 + [SHUTDOWN],
+}
+# The files that test the other tables of the page.
+OTHER_TABLES = {
+    "Docker": ["test_production_compose.py"],
+    "Connection strings and TLS": ["test_connections.py"],
+    "Deploying": ["test_platform_images.py", "test_deploys.py"],
+    "Settings": ["test_limits.py", "test_logs.py", "test_metrics.py", "test_first_day.py"],
+    "Behind a proxy": ["test_limits.py"],
+    "Limits": ["test_limits.py"],
+    "Behind a pooler": ["test_platform_commands.py"],
+    "Two roles": ["test_roles.py"],
+    "Health": ["test_first_day.py", "test_trouble.py", "test_deploys.py"],
+    "Rolling out": ["test_deploys.py", "test_platforms.py"],
+}
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables of a text: their rows, as cells."""
+    found = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    rows = [[line.strip("| ").split(" | ") for line in table.splitlines()] for table in found]
+    return [table[:1] + table[2:] for table in rows]
+
+
+def test_every_cell_of_the_page_has_a_test_or_says_that_it_has_none(rendered):
+    here = Path(__file__).parent
+    tests = {
+        name
+        for file in here.glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    compared = "Heroku, Fly.io and systemd compared"
+    for project in rendered.values():
+        headings = re.findall("^##? (.*)$", page(project), re.MULTILINE)
+        for heading in headings:
+            part = page(project).split(f"# {heading}\n")[1].split("\n## ")[0]
+            if heading not in CELLS and heading != compared:
+                files = OTHER_TABLES.get(heading, [])
+                assert not tables(part) or files, heading
+                assert not tables(part) or all((here / name).exists() for name in files), files
+                continue
+            for head, *rows in tables(part):
+                assert [row[0] for row in rows] == TOPICS
+                for number, row in enumerate(rows):
+                    for platform, cell in zip(head[-len(row) + 1 :], row[1:], strict=True):
+                        is_told = re.search(r"not tested here: \w", cell)
+                        assert is_told or CELLS[platform][number] in tests, (platform, row[0])
