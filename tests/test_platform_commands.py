@@ -27,7 +27,7 @@ from platforms import (
     section,
     unit_of,
 )
-from production import SECRET, Database, Load, producing, running
+from production import SECRET, Database, Load, Relay, producing, running
 
 
 @pytest.fixture(scope="module")
@@ -297,27 +297,30 @@ def test_the_component_with_a_real_pgbouncer(
     migrated = project.flask("db", "upgrade", DATABASE_URL=direct)
     assert migrated.returncode == 0, migrated.stdout
     port = free_port()
+    # Another user than ours may not use the server's socket.
+    relay = Relay(server)
+    relay.port = relay.listener.getsockname()[1]
     text = (rendered["Kubernetes"] / "k8s/pgbouncer/pgbouncer.ini").read_text()
     for there, here in (
-        ("host=database.example.com port=5432", f"host={server.host} port=5432"),
+        ("host=database.example.com port=5432", f"host=127.0.0.1 port={relay.port}"),
         ("listen_addr = 0.0.0.0", "listen_addr = 127.0.0.1"),
         ("listen_port = 6432", f"listen_port = {port}"),
         ("/etc/pgbouncer", str(tmp_path)),
-        # A socket has none.
+        # This server has none.
         ("server_tls_sslmode = require", "server_tls_sslmode = disable"),
     ):
         assert there in text
         text = text.replace(there, here)
     (tmp_path / "pgbouncer.ini").write_text(text)
     (tmp_path / "userlist.txt").write_text('"postgres" "secret"\n')
-    for folder in (tmp_path, project.path):
-        for part in (folder, *folder.parents[:-2]):
-            part.chmod(0o755)
+    for part in (tmp_path, *tmp_path.parents[:-2]):
+        part.chmod(0o755)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     command = [*(user if os.getuid() == 0 else []), program, str(tmp_path / "pgbouncer.ini")]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment()) as pooler,
+        relay,
     ):
         try:
             url = f"postgresql://postgres:secret@127.0.0.1:{port}/pooled"
