@@ -48,6 +48,27 @@ CHOICES = {
         },
         "none": {},
     },
+    "deploy": {
+        "Docker": {
+            "compose.production.yaml": "compose.production.yaml",
+            "nginx.conf": "nginx.conf",
+        },
+        "Render": {"render.yaml": "render.yaml"},
+        "AWS": {"aws.yaml": "aws.yaml", "aws-deploy.sh": "aws-deploy.sh"},
+        "Kubernetes": {
+            "k8s-base-kustomization.yaml": "k8s/base/kustomization.yaml",
+            "k8s-base-service.yaml": "k8s/base/service.yaml",
+            "k8s-base-network.yaml": "k8s/base/network.yaml",
+            "k8s-base-migration.yaml": "k8s/base/migration.yaml",
+            "k8s-base-backup.yaml": "k8s/base/backup.yaml",
+            "k8s-production-kustomization.yaml": "k8s/production/kustomization.yaml",
+            "k8s-production-scaling.yaml": "k8s/production/scaling.yaml",
+            "k8s-pgbouncer-kustomization.yaml": "k8s/pgbouncer/kustomization.yaml",
+            "k8s-pgbouncer-pgbouncer.yaml": "k8s/pgbouncer/pgbouncer.yaml",
+            "k8s-pgbouncer.ini": "k8s/pgbouncer/pgbouncer.ini",
+        },
+        "none": {},
+    },
 }
 
 PYTHON = os.path.join(".venv", *(["Scripts", "python.exe"] if WINDOWS else ["bin", "python"]))

@@ -29,6 +29,7 @@ CHOICES = {
     "python_version": ["3.13", "3.12", "3.14"],
     "license": ["MIT", "BSD-3-Clause", "Apache-2.0", "Proprietary"],
     "ci": ["GitHub Actions", "GitLab CI", "none"],
+    "deploy": ["Docker", "Render", "AWS", "Kubernetes", "none"],
 }
 LONGEST_NAME = 63  # for host names, which containers use, and for schemas
 SLUG = r"[a-z][a-z0-9]*([-_][a-z0-9]+)*"
