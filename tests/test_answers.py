@@ -200,6 +200,7 @@ REFUSED = [
     ("postgres_version", "12", "18"),
     ("python_version", "2.7", "3.13"),
     ("license", "WTFPL", "MIT"),
+    ("deploy", "Netlify", "Docker"),
     ("project_name", " ", "Book Service"),
     ("description", "\n", "A Flask and PostgreSQL service."),
     ("author_name", None, "The team"),
@@ -225,7 +226,7 @@ def test_a_bad_answer_is_refused_with_a_better_one(tmp_path, question, answer, b
 
 def test_text_typed_at_the_prompts(tmp_path):
     """One line for each question; an empty line takes the default."""
-    lines = ["{{ 7*7 }}", "", "{% raw %} 'it' \"s\"", "O'Neil \\ {#", "", "", "", "", "", "n", ""]
+    lines = ["{{ 7*7 }}", "", "{% raw %} 'it' \"s\"", "O'Neil \\ {#", *[""] * 6, "n", ""]
     command = [*COOKIECUTTER, "--default-config", "--output-dir", str(tmp_path)]
     result = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

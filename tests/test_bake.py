@@ -14,8 +14,7 @@ from conftest import QUESTIONS, TEMPLATE, files, generate, run
 
 FILES = """
 .dockerignore .editorconfig .env .env.example .flaskenv .gitattributes .gitignore
-.pre-commit-config.yaml Dockerfile README.md compose.production.yaml compose.yaml gunicorn.conf.py
-init.sh nginx.conf pyproject.toml
+.pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py app/core/cors.py
@@ -74,6 +73,25 @@ CI_FILES = {
     "none": set(),
 }
 
+DEPLOY_FILES = {
+    "Docker": {"compose.production.yaml", "nginx.conf"},
+    "Render": {"render.yaml"},
+    "AWS": {"aws.yaml", "aws-deploy.sh"},
+    "Kubernetes": {
+        "k8s/base/backup.yaml",
+        "k8s/base/kustomization.yaml",
+        "k8s/base/migration.yaml",
+        "k8s/base/network.yaml",
+        "k8s/base/service.yaml",
+        "k8s/pgbouncer/kustomization.yaml",
+        "k8s/pgbouncer/pgbouncer.ini",
+        "k8s/pgbouncer/pgbouncer.yaml",
+        "k8s/production/kustomization.yaml",
+        "k8s/production/scaling.yaml",
+    },
+    "none": set(),
+}
+
 INSTALLED = """
 uv.lock
 migrations/alembic.ini migrations/env.py migrations/script.py.mako
@@ -82,6 +100,8 @@ migrations/versions/0001_initial.py
 
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
+# What every other answer than Docker changes.
+DEPLOYED = {"README.md", "docs/deploying.md"} | DEPLOY_FILES["Docker"]
 
 # Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
@@ -91,13 +111,17 @@ ANSWERS = [
     ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
     ("postgres_version", "17", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
     ("postgres_version", "16", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
-    ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
-    ("python_version", "3.14", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
+    ("python_version", "3.12", {"Dockerfile", "docs/deploying.md", DEVCONTAINER, GITHUB_CI}),
+    ("python_version", "3.14", {"Dockerfile", "docs/deploying.md", DEVCONTAINER, GITHUB_CI}),
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Apache-2.0", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Proprietary", {"LICENSE", "README.md", "pyproject.toml"}),
     ("ci", "GitLab CI", {"README.md"} | CI_FILES["GitHub Actions"] | CI_FILES["GitLab CI"]),
     ("ci", "none", {"README.md"} | CI_FILES["GitHub Actions"]),
+    ("deploy", "Render", DEPLOYED | DEPLOY_FILES["Render"]),
+    ("deploy", "AWS", DEPLOYED | DEPLOY_FILES["AWS"]),
+    ("deploy", "Kubernetes", DEPLOYED | DEPLOY_FILES["Kubernetes"]),
+    ("deploy", "none", DEPLOYED),
 ]
 CHOICES = {name: choices for name, choices in QUESTIONS.items() if isinstance(choices, list)}
 
@@ -108,8 +132,10 @@ def bake(cookies, **answers) -> Path:
     return result.project_path
 
 
-def expected_files(license: str = "MIT", ci: str = "GitHub Actions", **_: object) -> set[str]:
-    return set(FILES.split()) | LICENSE_FILES[license] | CI_FILES[ci]
+def expected_files(
+    license: str = "MIT", ci: str = "GitHub Actions", deploy: str = "Docker", **_: object
+) -> set[str]:
+    return set(FILES.split()) | LICENSE_FILES[license] | CI_FILES[ci] | DEPLOY_FILES[deploy]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +166,7 @@ def test_an_answer_shows_where_it_should(cookies, default, question, answer, sho
 
 def test_every_question_is_asked_for_a_reason():
     asked = [name for name in QUESTIONS if not name.startswith("_")]
-    assert len(asked) <= 10
+    assert len(asked) <= 11
     assert set(QUESTIONS["__prompts__"]) == set(asked)
     tested = {question for question, _, _ in ANSWERS} | {"project_slug", "install"}
     assert tested == set(asked)
@@ -189,12 +215,19 @@ def test_every_pair_of_answers_gives_whole_files(cookies, answers):
             case ".toml":
                 tomllib.loads(text)
             case ".yaml" | ".yml":
-                yaml.safe_load(text)
+                # Not loaded: a file may have several documents, or tags of CloudFormation.
+                assert list(yaml.compose_all(text)), name
             case ".json":
                 json.loads(text)
             case ".sh":
                 subprocess.run(["sh", "-n", folder / name], check=True)
-    assert (folder / "init.sh").stat().st_mode & 0o111
+                assert (folder / name).stat().st_mode & 0o111, name
+
+
+@pytest.mark.parametrize("answers", [{}, {"project_slug": "a", "license": "Proprietary"}], ids=str)
+def test_the_projects_own_code_is_clean(cookies, answers):
+    """Once for all: no answer changes a file of Python."""
+    folder = bake(cookies, **answers)
     for tool in (["check"], ["format", "--check"]):
         assert run("ruff", *tool, "--no-cache", ".", cwd=folder).returncode == 0
 
