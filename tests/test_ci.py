@@ -45,6 +45,14 @@ def test_files_match_their_public_schemas(tmp_path, ci):
         validate(tmp_path / "book-service" / name, schema)
 
 
+def test_the_dockerfile_follows_hadolint(generated):
+    # :latest of uv, and a pipe and words that are meant to be split.
+    ignored = ["DL3007", "DL4006", "SC2086"]
+    options = [word for rule in ignored for word in ("--ignore", rule)]
+    result = run("hadolint", *options, generated / "Dockerfile")
+    assert result.returncode == 0, result.stdout
+
+
 def test_the_templates_own_workflows_are_valid():
     for file in TEMPLATE.glob(".github/workflows/*.yml"):
         validate(file, "github-workflows")

@@ -263,18 +263,22 @@ def test_more_memory_than_the_service_gives(service: Server):
 
 @contextlib.contextmanager
 def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
-    """nginx as in production, with other addresses and a folder of this test."""
+    """nginx as in production, without TLS, with other addresses and a folder of this test."""
     if not (nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin")):
         pytest.skip("nginx is not installed")
     port = free_port()
     text = config.read_text()
     for there, here in (
         ("backend:5000", f"127.0.0.1:{port_of(service.url)}"),
-        ("listen 8080", f"listen 127.0.0.1:{port}"),
+        ("listen 8080", f"listen 127.0.0.1:{free_port()}"),
+        ("listen 8443 ssl", f"listen 127.0.0.1:{port}"),
+        ("$scheme = http", "$scheme = never"),
+        ("(healthz|readyz)", "hidden"),
         ("/tmp/", f"{folder}/"),
     ):
         assert there in text
         text = text.replace(there, here)
+    text = re.sub("^ *ssl_.*\n", "", text, flags=re.MULTILINE)
     (folder / "nginx.conf").write_text(text)
     command = [nginx, "-e", "stderr", "-c", folder / "nginx.conf", "-g", "daemon off;"]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
@@ -337,17 +341,19 @@ def test_compose_in_production(generated: Path, tmp_path: Path):
     assert result.returncode == 0, result.stdout
     if run("docker", "compose", "version").returncode != 0:
         pytest.skip("Docker Compose is not installed")
-    project = Project(tmp_path)
-    for name in ("compose.production.yaml", "nginx.conf"):
-        shutil.copy(generated / name, tmp_path / name)
-    (tmp_path / "production.env").write_text("SECRET_KEY=a\nDATABASE_PASSWORD=b\n")
-    command = ["docker", "compose", "--env-file", "production.env", "--file", file.name, "config"]
-    result = project.run(*command, "--format", "json")
+    shutil.copy(file, tmp_path / file.name)
+    command = ["docker", "compose", "--file", file.name, "config", "--format", "json"]
+    result = Project(tmp_path).run(*command, HTTP_PORT="127.0.0.1:8080")
     assert result.returncode == 0, result.stdout
     services = json.loads(result.stdout)["services"]
     assert {name for name, service in services.items() if service.get("ports")} == {"proxy"}
-    assert services["proxy"]["ports"][0]["host_ip"] == "127.0.0.1"
-    assert services["backend"]["read_only"]
-    assert services["backend"]["environment"]["PROXY_HOPS"] == "1"
-    (tmp_path / "production.env").write_text("SECRET_KEY=a\n")
-    assert "DATABASE_PASSWORD" in project.run(*command).stdout
+    assert [port.get("host_ip") for port in services["proxy"]["ports"]] == ["127.0.0.1", None]
+    assert [port["published"] for port in services["proxy"]["ports"]] == ["8080", "443"]
+    for service in services.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["restart"] == "unless-stopped"
+        assert service["deploy"]["resources"]["limits"]["memory"]
+        assert service["logging"]["options"]["max-size"]
+        assert service["labels"]["service"] == "book-service"
+    assert services["backend-a"]["environment"]["PROXY_HOPS"] == "1"
