@@ -1,12 +1,10 @@
 """Production on one machine: what docs/deploying.md prints under Docker, done on a real engine."""
 
-import contextlib
 import json
 import os
 import re
 import secrets
 import shutil
-import subprocess
 import tarfile
 import uuid
 from collections.abc import Iterator
@@ -204,7 +202,9 @@ def test_it_answers_over_tls_and_nothing_else_is_open(production: Production):
     assert sorted(names) == ["backend-a", "backend-b", "backup", "db", "proxy"]
     open_ports = {name: production.facts(name)["HostConfig"]["PortBindings"] for name in names}
     assert {name for name, ports in open_ports.items() if ports} == {"proxy"}
-    assert docker("network", "inspect", "-f", "{{.Internal}}", f"{production.name}-production_inside")
+    assert docker(
+        "network", "inspect", "-f", "{{.Internal}}", f"{production.name}-production_inside"
+    )
 
 
 def test_each_container_can_do_little(production: Production):
@@ -293,7 +293,7 @@ def test_a_new_version_and_back_under_load(production: Production):
         assert production.revisions() == [revision]
 
         # A version that does not start stops the rollout; the other replica serves.
-        broken = f"FROM {production.name}:1\nCMD [\"false\"]\n"
+        broken = f'FROM {production.name}:1\nCMD ["false"]\n'
         (production.path / "broken").write_text(broken)
         production.sh(f"docker build --tag {production.name}:3 --tag {production.name} - < broken")
         failed = production.attempt(*roll[1:])
@@ -309,7 +309,9 @@ def test_a_new_version_and_back_under_load(production: Production):
 
 def test_a_rollout_in_one_command_makes_requests_wait(production: Production):
     """Compose stops both replicas before it starts one."""
-    production.sh(f"echo 'FROM {production.name}' | docker build --label more=1 -t {production.name} -")
+    production.sh(
+        f"echo 'FROM {production.name}' | docker build --label more=1 -t {production.name} -"
+    )
     up = production.commands["roll"][-1]
     assert up.endswith("--wait")
     with production.load() as load:
