@@ -262,18 +262,19 @@ def test_more_memory_than_the_service_gives(service: Server):
 
 
 @contextlib.contextmanager
-def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
+def proxy(config: Path, upstream: int, folder: Path) -> Iterator[Server]:
     """nginx as in production, without TLS, with other addresses and a folder of this test."""
     if not (nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin")):
         pytest.skip("nginx is not installed")
     port = free_port()
     text = config.read_text()
     for there, here in (
-        ("backend:5000", f"127.0.0.1:{port_of(service.url)}"),
+        ("backend:5000", f"127.0.0.1:{upstream}"),
         ("listen 8080", f"listen 127.0.0.1:{free_port()}"),
         ("listen 8443 ssl", f"listen 127.0.0.1:{port}"),
         ("$scheme = http", "$scheme = never"),
         ("(healthz|readyz)", "hidden"),
+        ("auth_delay 10s", "auth_delay 1s"),
         ("/tmp/", f"{folder}/"),
     ):
         assert there in text
@@ -284,7 +285,7 @@ def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         server = Server(process, f"http://127.0.0.1:{port}", folder / "log")
         try:
-            wait_until(lambda: server.answers("/healthz"), "nginx serves")
+            wait_until(lambda: server.status("/hidden") == 404, "nginx serves")
             yield server
         finally:
             process.terminate()
@@ -292,12 +293,18 @@ def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def proxied(service: Server, generated: Path, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("nginx")
+    folder = folder_of_nginx(tmp_path_factory)
+    with proxy(generated / "nginx.conf", port_of(service.url), folder) as server:
+        yield server
+
+
+def folder_of_nginx(tmp_path_factory) -> Path:
+    """A folder that nginx's unprivileged workers may write to."""
+    folder: Path = tmp_path_factory.mktemp("nginx")
     for part in (folder, *folder.parents[:-2]):
         part.chmod(0o755)
     folder.chmod(0o777)
-    with proxy(generated / "nginx.conf", service, folder) as server:
-        yield server
+    return folder
 
 
 @pytest.mark.parametrize("what", SLOW)
@@ -330,6 +337,35 @@ def test_the_proxy_passes_on_who_asks(proxied: Server, service: Server):
     ((status, _, _),) = talk(proxied, GET + sent)
     assert status == 200
     assert "6.6.6.6" not in service.log.read_text()
+
+
+def test_requests_wait_for_a_replica_and_none_is_sent_twice(generated: Path, tmp_path_factory):
+    port = free_port()
+    post = POST.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    post += LENGTH % len(AUTHOR) + AUTHOR
+    folder = folder_of_nginx(tmp_path_factory)
+    with (
+        proxy(generated / "nginx.conf", port, folder) as server,
+        connect(server.url, post) as one,
+        connect(server.url, post) as two,
+    ):
+        found_nobody = "Connection refused"
+        wait_until(lambda: server.log.read_text().count(found_nobody) > 1, "both wait")
+        with socket.create_server(("127.0.0.1", port)) as replica:
+            replica.settimeout(PATIENCE)
+            for last_words in (b"", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = replica.accept()
+                with connection:
+                    data = b""
+                    while not data.endswith(AUTHOR):
+                        data += connection.recv(MIB)
+                    connection.sendall(last_words)
+            answers = sorted(client.recv(MIB) for client in (one, two))
+            replica.settimeout(3)
+            with pytest.raises(TimeoutError):
+                replica.accept()
+    assert [answer.split()[1] for answer in answers] == [b"201", b"502"]
+    assert b"WWW-Authenticate" not in answers[0]
 
 
 # compose.production.yaml
