@@ -74,7 +74,7 @@ class Production:
         return {
             name: [
                 line.replace("https://localhost/", f"{self.https}/")
-                for line in block.replace("\\\n", " ").splitlines()
+                for line in block.replace("\\\n", " ").replace("&&\n", "&& ").splitlines()
             ]
             for name, block in zip(names, blocks, strict=True)
         }
@@ -119,6 +119,19 @@ class Production:
             verify=self.path / "tls/fullchain.pem",
         )
 
+    def speaks(self, version: str) -> bool:
+        """Whether the proxy speaks this version of TLS."""
+        where = f"127.0.0.1:{self.https.rpartition(':')[2]}"
+        client = f"openssl s_client -tls{version} -cipher DEFAULT@SECLEVEL=0 -connect {where}"
+        return self.attempt(f"{client} </dev/null").returncode == 0
+
+    def in_table(self, row: str) -> str:
+        """The command in a row of the table."""
+        page = (self.path / "docs/deploying.md").read_text()
+        (cell,) = re.findall(rf"^\| {row} \| (.*) \|$", page.split("\n| | Docker |")[1], re.M)[:1]
+        (command,) = re.findall(r"`(docker [^`]*)`", cell)
+        return command
+
     def select(self, statement: str) -> list[str]:
         psql = ["psql", "--username", "app", "--tuples-only", "--no-align", "--command"]
         return docker("exec", self.container("db"), *psql, statement).splitlines()
@@ -152,7 +165,7 @@ def production(
     for file in ("compose.production.yaml", "docs/deploying.md", ".github/workflows/ci.yml"):
         text = (project.path / file).read_text()
         (project.path / file).write_text(text.replace("book-service", name))
-    (project.path / "production.env").write_text(f"SENTRY_DSN=\n# {CANARY}\n")
+    (project.path / "production.env").write_text(f"WEB_CONCURRENCY=1\n# {CANARY}\n")
     with (project.path / ".env").open("a") as env:
         env.write(f"# {CANARY}\n")
     stack = Production(
@@ -170,6 +183,8 @@ def production(
         yield stack
     finally:
         stack.compose("down", "--volumes", "--timeout", "1", "--remove-orphans")
+        left = [docker("volume", "ls"), docker("ps", "--all"), docker("network", "ls")]
+        assert name not in " ".join(left)
         images = docker("images", "--quiet", name).split()
         docker("rmi", "--force", *set(images))
 
@@ -199,9 +214,13 @@ def test_it_answers_over_tls_and_nothing_else_is_open(production: Production):
     assert sorted(names) == ["backend-a", "backend-b", "backup", "db", "proxy"]
     open_ports = {name: production.facts(name)["HostConfig"]["PortBindings"] for name in names}
     assert {name for name, ports in open_ports.items() if ports} == {"proxy"}
-    assert docker(
-        "network", "inspect", "-f", "{{.Internal}}", f"{production.name}-production_inside"
-    )
+    inside = f"{production.name}-production_inside"
+    assert docker("network", "inspect", "--format", "{{.Internal}}", inside) == "true\n"
+
+    versions = {version: production.speaks(version) for version in ("1", "1_1", "1_2", "1_3")}
+    assert versions == {"1": False, "1_1": False, "1_2": True, "1_3": True}
+    for line in production.sh(production.in_table("logs")).splitlines():
+        assert json.loads(line)["event"]
 
 
 def test_each_container_can_do_little(production: Production):
@@ -216,6 +235,8 @@ def test_each_container_can_do_little(production: Production):
         assert host["PidsLimit"] > 0
         assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "5"}
         assert facts["Config"]["Labels"]["service"] == production.name
+        if name == "backend-a":  # gunicorn and one worker, as production.env says
+            assert len(docker("top", facts["Id"]).splitlines()[1:]) == 2
         users = docker("top", facts["Id"], "-o", "pid,uid").splitlines()[1:]
         assert not [line for line in users if line.split()[1] == "0"], (name, users)
 
@@ -251,6 +272,9 @@ def test_no_secret_is_in_an_image_or_in_what_docker_shows(production: Production
     for service, files in given.items():
         said = production.compose("exec", "-T", service, "ls", "/run/secrets")
         assert said.split() == files
+    again = production.attempt(*production.commands["prepare"])
+    assert "File exists" in again.stdout
+    assert (production.path / "secrets/secret_key").read_text().strip() == values[0]
     ignored = ["production.env", "secrets/secret_key", "tls/privkey.pem", ".env"]
     production.sh(f"git check-ignore {' '.join(ignored)}")
 
@@ -327,9 +351,7 @@ def test_yesterdays_backup_comes_back(production: Production):
     found = production.select("SELECT name FROM authors WHERE name LIKE 'of %'")
     assert found == ["of yesterday"]
 
-    page = (production.path / "docs/deploying.md").read_text()
-    (copy,) = re.findall(r"`(docker compose [^`]* cp [^`]*)`", page)
-    production.sh(copy)
+    production.sh(production.in_table("backups"))
     assert list((production.path / "copy").rglob("*.dump"))
 
 
@@ -341,7 +363,8 @@ def test_a_renewed_certificate_is_served(production: Production):
         )
 
     before = served()
-    (renew,) = (line for line in production.commands["prepare"] if line.startswith("openssl req"))
+    (prepare,) = production.commands["prepare"]
+    (renew,) = re.findall(r"openssl req .*?(?= &&)", prepare)
     production.sh("mkdir -p renewed", renew.replace("tls/", "renewed/"), "cp renewed/*.pem tls/")
     production.sh(*production.commands["certificate"])
     wait_until(lambda: served() != before, "the new one is served")
