@@ -262,11 +262,12 @@ def test_no_secret_is_in_an_image_or_in_what_docker_shows(production: Production
             found = image.extractfile(part)
             assert isinstance(found, io.BufferedReader)
             # A layer is a tar itself, which some engines compress.
-            layer = gzip.open(found) if found.peek(2)[:2] == b"\x1f\x8b" else found
-            rest = b""
-            while block := layer.read(1 << 22):
-                assert not [needle for needle in needles if needle in rest + block], part.name
-                rest = block[-128:]
+            compressed = found.peek(2)[:2] == b"\x1f\x8b"
+            with gzip.open(found) if compressed else found as layer:
+                rest = b""
+                while block := layer.read(1 << 22):
+                    assert not [value for value in needles if value in rest + block], part.name
+                    rest = block[-128:]
     assert seen > 5
 
     for folder in ("secrets", "tls"):
