@@ -37,7 +37,8 @@ SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
 
 OWN_FOLDERS = {"app", "docs", "migrations", "tests"}
 UNUSABLE = r'[%"$`\n\r]'
-OWN_IGNORED = r"(^|/)(\.(env|venv|postgres|\w+_cache)|__pycache__|build|[^/]*\.egg-info)(/|$)"
+OWN_IGNORED = r"(^|/)(\.(env|venv|postgres|\w+_cache)|__pycache__|build|[^/]*\.egg-info"
+OWN_IGNORED += r"|production\.env|secrets|tls)(/|$)"
 KEYWORDS = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist]}
 DEVICES = {"aux", "con", "nul", "prn"}
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}

@@ -102,8 +102,9 @@ migrations/versions/0001_initial.py
 
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
+BOTH_PAGES = {"README.md", "docs/deploying.md"}
 # What every other answer than Docker changes.
-DEPLOYED = {"README.md", "docs/deploying.md"} | DEPLOY_FILES["Docker"]
+DEPLOYED = BOTH_PAGES | {GITHUB_CI} | DEPLOY_FILES["Docker"]
 
 # Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
@@ -118,8 +119,8 @@ ANSWERS = [
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Apache-2.0", {"LICENSE", "README.md", "pyproject.toml"}),
     ("license", "Proprietary", {"LICENSE", "README.md", "pyproject.toml"}),
-    ("ci", "GitLab CI", {"README.md"} | CI_FILES["GitHub Actions"] | CI_FILES["GitLab CI"]),
-    ("ci", "none", {"README.md"} | CI_FILES["GitHub Actions"]),
+    ("ci", "GitLab CI", BOTH_PAGES | CI_FILES["GitHub Actions"] | CI_FILES["GitLab CI"]),
+    ("ci", "none", BOTH_PAGES | CI_FILES["GitHub Actions"]),
     ("deploy", "Render", DEPLOYED | DEPLOY_FILES["Render"]),
     ("deploy", "AWS", DEPLOYED | DEPLOY_FILES["AWS"]),
     ("deploy", "Kubernetes", DEPLOYED | DEPLOY_FILES["Kubernetes"]),

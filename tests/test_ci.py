@@ -3,9 +3,10 @@
 import re
 import shutil
 
+import jinja2
 import pytest
 import yaml
-from conftest import TEMPLATE, Project, commit, generate, run
+from conftest import DEFAULTS, QUESTIONS, TEMPLATE, Project, commit, generate, run
 
 SCHEMAS = {
     "GitHub Actions": {
@@ -15,6 +16,10 @@ SCHEMAS = {
         "compose.yaml": "compose-spec",
     },
     "GitLab CI": {".gitlab-ci.yml": "gitlab-ci", "renovate.json": "renovate"},
+}
+FILES = {
+    "GitHub Actions": ("github-ci.yml", "github-workflows"),
+    "GitLab CI": ("gitlab-ci.yml", "gitlab-ci"),
 }
 WORKFLOWS = [*TEMPLATE.glob(".github/workflows/*.yml"), *TEMPLATE.glob("{{*/.choices/github-*.yml")]
 PINNED = re.compile(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
@@ -38,11 +43,67 @@ def validate(file, schema: str) -> None:
     assert result.returncode == 0, result.stdout
 
 
+def rendered(name: str, **answers: str) -> str:
+    """A file as the template makes it, in a moment."""
+    text = (TEMPLATE / "{{cookiecutter.project_slug}}" / name).read_text()
+    return jinja2.Template(text).render(cookiecutter={**DEFAULTS, **answers})
+
+
 @pytest.mark.parametrize("ci", SCHEMAS)
 def test_files_match_their_public_schemas(tmp_path, ci):
     assert generate(tmp_path, "install=no", f"ci={ci}").returncode == 0
     for name, schema in SCHEMAS[ci].items():
         validate(tmp_path / "book-service" / name, schema)
+
+
+@pytest.mark.parametrize("deploy", QUESTIONS["deploy"])
+def test_both_ci_scan_and_deploy_by_the_same_commands(tmp_path, deploy):
+    jobs = {}
+    for ci, (name, schema) in FILES.items():
+        file = tmp_path / name
+        file.write_text(rendered(f".choices/{name}", ci=ci, deploy=deploy))
+        validate(file, schema)
+        jobs[ci] = yaml.safe_load(file.read_text())
+        page = rendered("docs/deploying.md", ci=ci, deploy=deploy)
+        _, _, section = page.partition("\n## From CI\n")
+        cells = re.findall(r"^\| ([^|]*) \|", section.partition("\n## ")[0], re.MULTILINE)
+        told = set(re.findall(r"[A-Z_]{5,}", " ".join(cells)))
+    github, gitlab = jobs["GitHub Actions"]["jobs"], jobs["GitLab CI"]
+
+    scans = [step["run"] for step in github["image"]["steps"] if "run" in step][:4]
+    others = [line.replace("$CI_PROJECT_DIR", "$PWD") for line in gitlab["container"]["script"]]
+    assert scans == others[:4]
+    for tool in ("gitleaks", "trivy", "trivy"):
+        assert any(re.search(rf"/{tool}:v?\d+\.\d+\.\d+ ", line) for line in scans)
+
+    assert ("deploy" in github) == ("deploy" in gitlab) == (deploy != "none") == bool(told)
+    if deploy != "none":
+        *_, last = github["deploy"]["steps"]
+        assert last["run"].splitlines() == gitlab["deploy"]["script"]
+        used = set(re.findall(r"\$\{?([A-Z_]{4,})", last["run"]))
+        given = set(github["deploy"]["env"])
+        assert used <= given
+        assert given - {"TAG", "COMMIT"} == told
+        for line in gitlab["deploy"]["script"]:
+            assert run("sh", "-nc", line).returncode == 0
+
+
+def test_what_is_secret_is_ignored_by_git_and_docker(generated, tmp_path):
+    ignored = (generated / ".gitignore").read_text().splitlines()
+    assert {".env", "production.env", "/secrets/", "/tls/"} <= set(ignored)
+    first, *rest = [
+        line for line in (generated / ".dockerignore").read_text().splitlines() if line[:1] != "#"
+    ]
+    assert first == "*"
+    assert not {"!.env", "!production.env", "!secrets", "!tls", "!."} & set(rest)
+
+
+def test_the_dockerfile_follows_hadolint(generated):
+    # :latest of uv, and a pipe and words that are meant to be split.
+    ignored = ["DL3007", "DL4006", "SC2086"]
+    options = [word for rule in ignored for word in ("--ignore", rule)]
+    result = run("hadolint", *options, generated / "Dockerfile")
+    assert result.returncode == 0, result.stdout
 
 
 def test_the_templates_own_workflows_are_valid():

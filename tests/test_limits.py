@@ -262,25 +262,30 @@ def test_more_memory_than_the_service_gives(service: Server):
 
 
 @contextlib.contextmanager
-def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
-    """nginx as in production, with other addresses and a folder of this test."""
+def proxy(config: Path, upstream: int, folder: Path) -> Iterator[Server]:
+    """nginx as in production, without TLS, with other addresses and a folder of this test."""
     if not (nginx := shutil.which("nginx", path="/usr/sbin:/usr/bin")):
         pytest.skip("nginx is not installed")
     port = free_port()
     text = config.read_text()
     for there, here in (
-        ("backend:5000", f"127.0.0.1:{port_of(service.url)}"),
-        ("listen 8080", f"listen 127.0.0.1:{port}"),
+        ("backend:5000", f"127.0.0.1:{upstream}"),
+        ("listen 8080", f"listen 127.0.0.1:{free_port()}"),
+        ("listen 8443 ssl", f"listen 127.0.0.1:{port}"),
+        ("$scheme = http", "$scheme = never"),
+        ("(healthz|readyz)", "hidden"),
+        ("auth_delay 10s", "auth_delay 1s"),
         ("/tmp/", f"{folder}/"),
     ):
         assert there in text
         text = text.replace(there, here)
+    text = re.sub("^ *ssl_.*\n", "", text, flags=re.MULTILINE)
     (folder / "nginx.conf").write_text(text)
     command = [nginx, "-e", "stderr", "-c", folder / "nginx.conf", "-g", "daemon off;"]
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         server = Server(process, f"http://127.0.0.1:{port}", folder / "log")
         try:
-            wait_until(lambda: server.answers("/healthz"), "nginx serves")
+            wait_until(lambda: server.status("/hidden") == 404, "nginx serves")
             yield server
         finally:
             process.terminate()
@@ -288,12 +293,18 @@ def proxy(config: Path, service: Server, folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def proxied(service: Server, generated: Path, tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("nginx")
+    folder = folder_of_nginx(tmp_path_factory)
+    with proxy(generated / "nginx.conf", port_of(service.url), folder) as server:
+        yield server
+
+
+def folder_of_nginx(tmp_path_factory) -> Path:
+    """A folder that nginx's unprivileged workers may write to."""
+    folder: Path = tmp_path_factory.mktemp("nginx")
     for part in (folder, *folder.parents[:-2]):
         part.chmod(0o755)
     folder.chmod(0o777)
-    with proxy(generated / "nginx.conf", service, folder) as server:
-        yield server
+    return folder
 
 
 @pytest.mark.parametrize("what", SLOW)
@@ -328,6 +339,35 @@ def test_the_proxy_passes_on_who_asks(proxied: Server, service: Server):
     assert "6.6.6.6" not in service.log.read_text()
 
 
+def test_requests_wait_for_a_replica_and_none_is_sent_twice(generated: Path, tmp_path_factory):
+    port = free_port()
+    post = POST.replace(b"Host: x", b"Host: x\r\nConnection: close")
+    post += LENGTH % len(AUTHOR) + AUTHOR
+    folder = folder_of_nginx(tmp_path_factory)
+    with (
+        proxy(generated / "nginx.conf", port, folder) as server,
+        connect(server.url, post) as one,
+        connect(server.url, post) as two,
+    ):
+        found_nobody = "Connection refused"
+        wait_until(lambda: server.log.read_text().count(found_nobody) > 1, "both wait")
+        with socket.create_server(("127.0.0.1", port)) as replica:
+            replica.settimeout(PATIENCE)
+            for last_words in (b"", b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = replica.accept()
+                with connection:
+                    data = b""
+                    while not data.endswith(AUTHOR):
+                        data += connection.recv(MIB)
+                    connection.sendall(last_words)
+            answers = sorted(client.recv(MIB) for client in (one, two))
+            replica.settimeout(3)
+            with pytest.raises(TimeoutError):
+                replica.accept()
+    assert [answer.split()[1] for answer in answers] == [b"201", b"502"]
+    assert b"WWW-Authenticate" not in answers[0]
+
+
 # compose.production.yaml
 
 
@@ -337,17 +377,19 @@ def test_compose_in_production(generated: Path, tmp_path: Path):
     assert result.returncode == 0, result.stdout
     if run("docker", "compose", "version").returncode != 0:
         pytest.skip("Docker Compose is not installed")
-    project = Project(tmp_path)
-    for name in ("compose.production.yaml", "nginx.conf"):
-        shutil.copy(generated / name, tmp_path / name)
-    (tmp_path / "production.env").write_text("SECRET_KEY=a\nDATABASE_PASSWORD=b\n")
-    command = ["docker", "compose", "--env-file", "production.env", "--file", file.name, "config"]
-    result = project.run(*command, "--format", "json")
+    shutil.copy(file, tmp_path / file.name)
+    command = ["docker", "compose", "--file", file.name, "config", "--format", "json"]
+    result = Project(tmp_path).run(*command, HTTP_PORT="127.0.0.1:8080")
     assert result.returncode == 0, result.stdout
     services = json.loads(result.stdout)["services"]
     assert {name for name, service in services.items() if service.get("ports")} == {"proxy"}
-    assert services["proxy"]["ports"][0]["host_ip"] == "127.0.0.1"
-    assert services["backend"]["read_only"]
-    assert services["backend"]["environment"]["PROXY_HOPS"] == "1"
-    (tmp_path / "production.env").write_text("SECRET_KEY=a\n")
-    assert "DATABASE_PASSWORD" in project.run(*command).stdout
+    assert [port.get("host_ip") for port in services["proxy"]["ports"]] == ["127.0.0.1", None]
+    assert [port["published"] for port in services["proxy"]["ports"]] == ["8080", "443"]
+    for service in services.values():
+        assert service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["restart"] == "unless-stopped"
+        assert service["deploy"]["resources"]["limits"]["memory"]
+        assert service["logging"]["options"]["max-size"]
+        assert service["labels"]["service"] == "book-service"
+    assert services["backend-a"]["environment"]["PROXY_HOPS"] == "1"

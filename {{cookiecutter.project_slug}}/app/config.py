@@ -1,7 +1,8 @@
 """Environment → one typed `Settings`; everything missing or wrong is reported at once.
 
 Sources, of which the first wins: environment variables, `.env` (this machine; in production only
-if the file itself says APP_ENV=production), `.flaskenv` (this project, tracked).
+if the file itself says APP_ENV=production), `.flaskenv` (this project, tracked), and in a container
+the files /run/secrets/NAME.
 """
 
 import json
@@ -29,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Name, version, description and title are defined in one place: pyproject.toml.
 _PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 PROJECT: dict[str, Any] = _PYPROJECT["project"] | _PYPROJECT["tool"]["service"]
+
+# Where Docker and others put secrets: one file for each setting, with its name in lower case.
+SECRETS = Path("/run/secrets")
 
 DEVELOPMENT_SECRET_KEY = "development-only"
 
@@ -197,7 +201,7 @@ def _is_installed(module: str) -> bool:
 
 HostName = Annotated[str, AfterValidator(_host_name)]
 Origin = Annotated[str, AfterValidator(_origin)]
-DatabaseUrl = Annotated[URL | None, BeforeValidator(_database_url)]
+DatabaseUrl = Annotated[URL | None, NoDecode, BeforeValidator(_database_url)]
 
 
 class Settings(BaseSettings):
@@ -317,8 +321,11 @@ def load_settings(**overrides: Any) -> Settings:
     if os.environ.get("APP_ENV") == "production" and _forget_development(files[1]):
         files.pop()
     faults = [fault for file in files for fault in _misspelt(file)]
+    if unreadable := list(_unreadable_secrets()):
+        raise InvalidSettings("\n  ".join(["These settings are wrong:", *faults, *unreadable]))
     try:
-        settings = Settings(_env_file=files, **overrides)
+        folder = SECRETS if SECRETS.is_dir() else None
+        settings = Settings(_env_file=files, _secrets_dir=folder, **overrides)
     except ValidationError as error:
         faults += [_fault(item) for item in error.errors()]
     if faults:
@@ -349,6 +356,16 @@ def _misspelt(env_file: Path) -> Iterator[str]:
     for name in dotenv_values(env_file).keys() - SETTING_NAMES:
         for meant in get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.9):
             yield f"{name} in {env_file.name} is not a setting. Did you mean {meant}?"
+
+
+def _unreadable_secrets() -> Iterator[str]:
+    files = [SECRETS / name.lower() for name in sorted(SETTING_NAMES)]
+    for file in files:
+        if file.exists() and not os.access(file, os.R_OK):
+            yield (
+                f"{file.name.upper()} is in {file}, which user {os.getuid()} may not read. "
+                f"On the machine: chmod 644 secrets/{file.name}. See docs/deploying.md."
+            )
 
 
 def _fault(error: Any) -> str:

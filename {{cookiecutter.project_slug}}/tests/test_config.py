@@ -23,6 +23,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("APP_ENV", "production")
     monkeypatch.setattr("app.config.ROOT", tmp_path)
+    monkeypatch.setattr("app.config.SECRETS", tmp_path / "nowhere")
 
 
 def fault(**environment: str) -> str:
@@ -93,6 +94,26 @@ def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     assert "LOG_LVEL in .env is not a setting. Did you mean LOG_LEVEL?" in message
     assert "DATABASE_URL is not set" in message
     assert "SOMETHING_ELSE" not in message
+
+
+def test_secrets_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, secret = "postgresql://app:hunter2@db/app", secrets.token_hex(32)
+    monkeypatch.setattr("app.config.SECRETS", tmp_path)
+    (tmp_path / "database_url").write_text(f"{url}\n")
+    (tmp_path / "secret_key").write_text(f"{secret}\n")
+    settings = load_settings()
+    assert settings.secret_key == secret
+    assert settings.database_url is not None
+    assert settings.database_url.password == "hunter2"
+    monkeypatch.setenv("SECRET_KEY", secret[::-1])
+    assert load_settings().secret_key == secret[::-1]
+
+    (tmp_path / "database_url").write_text("mysql://app:hunter2@db/app")
+    assert "DATABASE_URL starts with mysql://" in fault()
+    monkeypatch.setattr("app.config.os.access", lambda file, _: file.name != "secret_key")
+    message = fault()
+    assert f"SECRET_KEY is in {tmp_path / 'secret_key'}, which user" in message
+    assert "chmod 644 secrets/secret_key" in message
 
 
 @pytest.mark.parametrize(
