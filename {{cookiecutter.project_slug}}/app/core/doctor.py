@@ -66,7 +66,7 @@ def examine(settings: Settings) -> Iterator[Line]:
         seconds = min(settings.database_wait_seconds, 5)
         connection = connect_directly(settings, *options, wait_seconds=seconds)
     except DatabaseUnavailable as error:
-        yield Line("database", reason(error), "No connection")
+        yield Line("database", " ".join(str(error).split("\n")), "No connection")
         return
     with connection:
         yield from _database(connection, settings)
@@ -123,7 +123,7 @@ def _roles(of_migrations: privileges.Shortage | None, settings: Settings) -> Ite
         with connect_when_ready(db.engine, seconds=0) as connection:
             of_service = privileges.of_service(connection, settings.schema_name)
     except DatabaseUnavailable as error:
-        yield Line("role of the service", str(error), "No connection")
+        yield Line("role of the service", " ".join(str(error).split("\n")), "No connection")
         return
     if of_service:
         yield Line("role of the service", str(of_service), MISSING_PRIVILEGE)
