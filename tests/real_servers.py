@@ -19,8 +19,8 @@ PGBOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 
 HBA = """
-local all postgres trust
-local all all scram-sha-256
+local all all trust
+hostssl all holder all cert
 hostssl all postgres all trust
 host plain postgres all trust
 hostssl tls all all scram-sha-256
@@ -75,8 +75,9 @@ class Postgres:
     def control(self, *words: str) -> None:
         """`pg_ctl`, and it waits."""
         options = f"-h 127.0.0.1,::1 -p {self.port} -k {self.folder} -c max_connections=60"
-        options += f" -c ssl=on -c ssl_cert_file={self.folder}/server.crt"
-        options += f" -c ssl_key_file={self.folder}/server.key -c fsync=off"
+        options += f" -c fsync=off -c ssl=on -c ssl_ca_file={self.folder}/ca.crt"
+        options += f" -c ssl_cert_file={self.folder}/server.crt"
+        options += f" -c ssl_key_file={self.folder}/server.key"
         log = ["-l", self.folder / "log", "-o", options] if "start" in words else []
         command(POSTGRES[0] / "pg_ctl", "-w", "-D", self.folder / "data", *log, *words)
 

@@ -19,6 +19,11 @@ quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[
 ATTEMPT = re.compile(r"^- host: (.+?), port: (.+?), hostaddr: (?:'[^']*'|None): ", re.MULTILINE)
 DROPPED = "the server ignored the start-up options"
 
+NOT_LET_IN = (
+    "pg_hba.conf of the server does not let this machine in. Add a line there, then run "
+    "SELECT pg_reload_conf(): hostssl {database} {role} ADDRESS/MASK scram-sha-256"
+)
+
 # What the words contain, and what to do. The first that fits counts.
 FINAL = {
     r"password authentication failed|SASL authentication failed|wrong password": (
@@ -43,13 +48,11 @@ FINAL = {
         "Role {role} lacks CONNECT on database {database}. Run as its owner, or as a superuser: "
         "GRANT CONNECT ON DATABASE {database} TO {role};"
     ),
+    r"(SSL|GSS) encryption|pg_hba\.conf rejects": NOT_LET_IN,
     r"no encryption": (
         "The server accepts no connection without TLS from here: set sslmode=require in {setting}."
     ),
-    r"no pg_hba\.conf entry|pg_hba\.conf rejects": (
-        "pg_hba.conf of the server does not let this machine in. Add a line there, then run "
-        "SELECT pg_reload_conf(): hostssl {database} {role} ADDRESS/MASK scram-sha-256"
-    ),
+    r"no pg_hba\.conf entry": NOT_LET_IN,
     r"certificate verify failed": (
         "The certificate of the server is not from an authority that this service trusts. Let "
         "sslrootcert in {setting} name the file with the provider's CA certificates, or write "
