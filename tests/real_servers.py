@@ -78,7 +78,7 @@ class Postgres:
         options += f" -c fsync=off -c ssl=on -c ssl_ca_file={self.folder}/ca.crt"
         options += f" -c ssl_cert_file={self.folder}/server.crt"
         options += f" -c ssl_key_file={self.folder}/server.key"
-        log = ["-l", self.folder / "log", "-o", options] if "start" in words else []
+        log = ["-l", self.folder / "log", "-o", options] if words[-1] != "stop" else []
         command(POSTGRES[0] / "pg_ctl", "-w", "-D", self.folder / "data", *log, *words)
 
 

@@ -1,6 +1,7 @@
 """Every form of a connection, on a PostgreSQL with TLS: what works, and what can never succeed."""
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -279,3 +280,23 @@ def test_gunicorn_alone_gets_well(server: Postgres, base: Project):
         assert upgraded.returncode == 0, upgraded.stdout
         assert service.get("/readyz").status_code == 200
         assert service.get("/api/books").status_code == 200
+
+    def doctor(*words: str, **changes: str):
+        return base.flask("doctor", *words, **settings | changes)
+
+    # What it says can be pasted.
+    assert doctor().returncode == 0
+    asked = doctor("--replicas", "3", WEB_CONCURRENCY="2").stdout
+    assert "3 replicas x 2 workers x (8 + 7 + 1 for /readyz) = 96 of" in asked
+    assert "raise max_connections to" in asked
+    changes = dict(re.findall(r"(DATABASE_POOL_[A-Z]+)=(\d+)", asked))
+    assert changes.keys() == {"DATABASE_POOL_SIZE", "DATABASE_POOL_OVERFLOW"}
+    fits = doctor("--replicas", "3", WEB_CONCURRENCY="2", **changes)
+    assert fits.returncode == 0, fits.stdout
+    server.sql("ALTER ROLE postgres CONNECTION LIMIT 20")
+    try:
+        answer = doctor("--replicas", "2")
+    finally:
+        server.sql("ALTER ROLE postgres CONNECTION LIMIT -1")
+    assert answer.returncode == 1
+    assert "= 32 of 20 (CONNECTION LIMIT of the role 20" in answer.stdout, answer.stdout

@@ -135,7 +135,7 @@ def _list(value: object) -> object:
 
 
 def _host_name(value: str) -> str:
-    if not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*|\[[0-9a-f:]+\]", value := value.lower()):
+    if not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", value := value.lower()):
         raise ValueError(
             f"has {value!r}. It lists names without scheme, port or path, like "
             "example.com,.example.org: the one with a dot in front includes all names below it."
