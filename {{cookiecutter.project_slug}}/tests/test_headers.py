@@ -54,7 +54,8 @@ def test_other_hosts_are_refused(settings: Settings) -> None:
     good = "example.com", "EXAMPLE.com:8443", "example.org", "a.b.example.org", "[::1]", "[::1]:80"
     for host in good:
         assert client.get("/docs", headers={"Host": host}).status_code == 200, host
-    for host in ("evil.test", "a.example.com", "badexample.org", "example.com.evil.test", "", "[::2]"):
+    bad = "evil.test", "a.example.com", "badexample.org", "example.com.evil.test", "[::2]", ""
+    for host in bad:
         response = client.get("/docs", headers={"Host": host})
         assert (response.status_code, response.mimetype) == (400, "application/problem+json"), host
     assert client.get("/healthz", headers=FOREIGN).status_code == 200
