@@ -17,13 +17,14 @@ FILES = """
 .pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
-app/core/__init__.py app/core/api.py app/core/backfill.py app/core/commands.py app/core/cors.py
-app/core/database.py app/core/database_errors.py app/core/docs.py app/core/doctor.py
-app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
+app/core/__init__.py app/core/api.py app/core/backfill.py app/core/capacity.py app/core/commands.py
+app/core/cors.py app/core/database.py app/core/database_errors.py app/core/docs.py
+app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
 app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
 app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
 app/core/overview.py
-app/core/pool.py app/core/privileges.py app/core/requests.py app/core/rows.py app/core/sentry.py
+app/core/pool.py app/core/pooled.py app/core/privileges.py app/core/refusals.py
+app/core/requests.py app/core/rows.py app/core/sentry.py
 app/core/session.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py

@@ -40,6 +40,9 @@ POSTGRESQL_SCHEMES = {"postgres", "postgresql", "postgresql+psycopg", "postgresq
 URL_FORM = "postgresql://user:password@host:5432/database"
 # Several hosts (h1:5432,h2:5433), or the folder of a socket (%2Frun%2Fpostgresql).
 HOSTS_OF_LIBPQ = re.compile(r"://([^/@]*@)?[^/?@]*[,%][^/?@]*([/?]|$)")
+# After ?host=
+IPV6 = re.compile(r"\[?([0-9a-fA-F.]*:[0-9a-fA-F.]*:[0-9a-fA-F:.%]*)(?:\](?::(\d*))?)?")
+HOST_AND_PORT = re.compile(r"([^:,\[\]]+)(?::(\d*))?")
 SENTRY_DSN = re.compile(r"https?://\w+(:\w+)?@[^/\s]+/(\S+/)?\d+")
 SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
@@ -78,11 +81,25 @@ def _database_url(value: object) -> URL | None:
 
 def _parsed(text: str) -> URL:
     if not HOSTS_OF_LIBPQ.search(text):
-        return make_url(text)
+        return _with_lists_of_hosts(make_url(text))
     # SQLAlchemy accepts such hosts only as parameters after the ?, so let libpq read the URL.
     parts: dict[str, Any] = conninfo_to_dict(re.sub(r"^postgres\w*\+\w+", "postgresql", text))
     user, password, database = (parts.pop(name, None) for name in ("user", "password", "dbname"))
     return URL.create("postgresql", user, password, database=database, query=parts)
+
+
+def _with_lists_of_hosts(url: URL) -> URL:
+    """`?host=a,b&port=1,2` for `?host=a:1&host=b:2`, whose IPv6 addresses SQLAlchemy splits."""
+    given = url.query.get("host", ())
+    if isinstance(given, str):
+        if "port" in url.query:
+            return url.update_query_dict({"host": re.sub(r"[\[\]]", "", given)})
+        given = (given,)
+    found = [IPV6.fullmatch(each) or HOST_AND_PORT.fullmatch(each) for each in given]
+    if "port" in url.query or not any(":" in each for each in given) or not all(found):
+        return url
+    hosts, ports = zip(*(each.groups(default="") for each in found if each), strict=True)
+    return url.update_query_dict({"host": ",".join(hosts), "port": ",".join(ports)})
 
 
 def _needed_in_production(value: URL | None, info: ValidationInfo) -> URL | None:
@@ -122,7 +139,7 @@ def _list(value: object) -> object:
 
 
 def _host_name(value: str) -> str:
-    if not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*|\[[0-9a-f:]+\]", value := value.lower()):
+    if not re.fullmatch(r"\.?[\w-]+(\.[\w-]+)*|\[[0-9a-f:.]+\]", value := value.lower()):
         raise ValueError(
             f"has {value!r}. It lists names without scheme, port or path, like "
             "example.com,.example.org: the one with a dot in front includes all names below it."

@@ -141,6 +141,24 @@ def test_hosts_that_only_libpq_reads(scheme: str, hosts: str, host: str, port: s
 
 
 @pytest.mark.parametrize(
+    ("hosts", "host", "port"),
+    [
+        ("host=h1:5432&host=h2:5433", "h1,h2", "5432,5433"),
+        ("host=127.0.0.1:5432&host=[::1]:5433", "127.0.0.1,::1", "5432,5433"),
+        ("host=[::1]:5433", "::1", "5433"),
+        ("host=[::1]&port=5433", "::1", "5433"),
+        ("host=/run/postgresql:5433", "/run/postgresql", "5433"),
+    ],
+)
+def test_hosts_as_parameters(hosts: str, host: str, port: str) -> None:
+    settings = load_settings(app_env="test", database_url=f"postgresql://me@/name?{hosts}")
+    url = settings.database_url
+    assert url is not None
+    _, arguments = url.get_dialect()().create_connect_args(url)
+    assert (arguments["host"], str(arguments["port"])) == (host, port)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "nonsense",

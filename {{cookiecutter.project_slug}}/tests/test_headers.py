@@ -50,10 +50,12 @@ def test_production_shows_pages_only_if_told_to(settings: Settings) -> None:
 
 
 def test_other_hosts_are_refused(settings: Settings) -> None:
-    client = service(settings, trusted_hosts=["example.com", ".example.org"]).test_client()
-    for host in ("example.com", "EXAMPLE.com:8443", "example.org", "a.b.example.org"):
+    client = service(settings, trusted_hosts=["example.com", ".example.org", "[::1]"]).test_client()
+    good = "example.com", "EXAMPLE.com:8443", "example.org", "a.b.example.org", "[::1]", "[::1]:80"
+    for host in good:
         assert client.get("/docs", headers={"Host": host}).status_code == 200, host
-    for host in ("evil.test", "a.example.com", "badexample.org", "example.com.evil.test", ""):
+    bad = "evil.test", "a.example.com", "badexample.org", "example.com.evil.test", "[::2]", ""
+    for host in bad:
         response = client.get("/docs", headers={"Host": host})
         assert (response.status_code, response.mimetype) == (400, "application/problem+json"), host
     assert client.get("/healthz", headers=FOREIGN).status_code == 200

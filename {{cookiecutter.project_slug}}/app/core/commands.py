@@ -27,13 +27,20 @@ def init_app(app: Flask) -> None:
 
 
 @click.command("doctor")
+@click.option(
+    "--replicas",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many replicas must find connections.",
+)
 @with_appcontext
-def doctor_command() -> None:
+def doctor_command(replicas: int) -> None:
     """Print the state of settings, database and migrations; exit 1 if anything needs fixing.
 
     Each finding names the heading of docs/recovery.md that says what to do. Changes nothing.
     """
-    lines = [*doctor.examine(current_app.config["SETTINGS"])]
+    lines = [*doctor.examine(current_app.config["SETTINGS"], replicas)]
     for line in lines:
         click.echo(line)
     findings = [line for line in lines if line.heading]

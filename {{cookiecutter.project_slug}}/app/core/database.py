@@ -1,18 +1,20 @@
 """Which database, and how to connect: URL, schema, pool, waiting."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import psycopg
 import structlog
 from flask import Flask, current_app
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, text
-from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config import PROJECT, InvalidSettings, Settings
-from app.core import embedded, extensions, pool, session
+from app.core import embedded, extensions, pool, refusals, session
+from app.core.pool import ServiceConnection
+from app.core.pooled import PooledConnection
+from app.core.refusals import quote as quote
 from app.core.waiting import at_most_every, tries
 from app.models import db
 
@@ -28,15 +30,13 @@ NETWORK = {
 # What /readyz may take: the probe of a balancer waits a few seconds at most.
 PROBE_SECONDS = 2
 REPORT_EVERY_SECONDS = 3
-NEXT_STEP = "Is the database running, and is DATABASE_URL right?"
 
 # Back to what the connection began with; locks of the session stay.
 RESET_SESSION = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 
 log = structlog.get_logger("database")
 
-# A name as SQL spells it: quoted where it must be. Named parameters: with others it doubles a %.
-quote = PGDialect(paramstyle="named").identifier_preparer.quote  # type: ignore[no-untyped-call]
+AnyConnection = TypeVar("AnyConnection", bound=psycopg.Connection[Any])
 
 
 class DatabaseUnavailable(SystemExit):
@@ -63,9 +63,8 @@ def init_app(app: Flask, settings: Settings) -> None:
     limit = seconds + pool.SERVER_IS_LATE_SECONDS if seconds else None
     for each in {engine, probe}:
         _start_embedded_on_first_use(each, settings)
-        pool.init_engine(each, limit if each is engine else PROBE_SECONDS)
-        if settings.database_pooled:
-            _set_schema_per_transaction(each, settings.schema_name)
+        patience = limit if each is engine else PROBE_SECONDS
+        pool.init_engine(each, _connector(settings, limits, patience))
     if not (alone or settings.database_pooled):
         pool.read_in_autocommit(engine, reading)
 
@@ -77,8 +76,6 @@ def probe() -> Engine:
 
 
 def _only_for_probes(options: dict[str, Any]) -> dict[str, Any]:
-    if "poolclass" in options:
-        return {}
     return {
         "pool_size": 1,
         "max_overflow": 0,
@@ -114,11 +111,24 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
             "direct URL: a pooler loses their lock and their schema; see docs/deploying.md."
         )
     url = settings.database_url_migrations or database_url(settings)
-    search_path = f"search_path={extensions.search_path(settings.schema_name)}"
-    connect_args = _connect_args(url, search_path, *options)
-    engine = create_engine(url, poolclass=NullPool, connect_args=connect_args)
+    options = _search_path(settings), *options
+    engine = create_engine(
+        url,
+        poolclass=NullPool,
+        connect_args=_connect_args(url, *options),
+        execution_options={"setting": _setting_of_migrations(settings)},
+    )
     _start_embedded_on_first_use(engine, settings)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_d: Any, _r: Any, words: Any, parameters: Any) -> psycopg.Connection[Any]:
+        return _with_its_options(psycopg.connect(*words, **parameters), *options)
+
     return engine
+
+
+def _setting_of_migrations(settings: Settings) -> str:
+    return "DATABASE_URL_MIGRATIONS" if settings.database_url_migrations else "DATABASE_URL"
 
 
 def connect_directly(
@@ -130,59 +140,62 @@ def connect_directly(
 
 
 def connect_when_ready(engine: Engine, seconds: float) -> Connection:
-    """The first connection that succeeds; `DatabaseUnavailable` when there is none in time."""
-    where = f"{engine.url.host or 'socket'}:{engine.url.port or 5432}/{engine.url.database}"
+    """The first connection that succeeds; `DatabaseUnavailable` when there is none in time.
+
+    What waiting cannot change, a wrong password for example, ends it at once.
+    """
+    setting = engine.get_execution_options().get("setting", "DATABASE_URL")
+    hosts = addresses(engine.url)
+    where = "/".join(filter(None, [",".join(hosts), engine.url.database]))
     report = at_most_every(REPORT_EVERY_SECONDS, log.info)
     for waited in tries(seconds, pause=0.3):
         try:
             return engine.connect()
         except DBAPIError as error:
-            why = " ".join(str(error.orig).split())
-            next_step = missing_connect(error) or NEXT_STEP
-            if not isinstance(error, OperationalError):
-                break
+            refusal = refusals.explain(error, setting, len(set(hosts)))
+            if refusal.is_final or not isinstance(error, OperationalError):
+                raise DatabaseUnavailable(
+                    f"No login at {where}: {refusal.words}\n{refusal.advice}"
+                ) from None
         if waited < seconds:
-            report(f"waiting for the database at {where}, {waited:.0f} s: {why}")
+            report(f"waiting for the database at {where}, {waited:.0f} s: {refusal.words}")
     raise DatabaseUnavailable(
         f"No login at {where}, after {waited:.0f} s (DATABASE_WAIT_SECONDS={seconds:g}): "
-        f"{why}\n{next_step}"
+        f"{refusal.words}\n{refusal.advice}"
     )
 
 
-def missing_connect(error: DBAPIError) -> str | None:
-    """Who may not connect to which database, and the statement that lets the role in."""
-    refusal = error.orig
-    if not isinstance(refusal, psycopg.OperationalError) or refusal.pgconn is None:
-        return None
-    # Before a login the server sends no number of the error, only its words.
-    if "permission denied for database" not in str(refusal):
-        return None
-    role, database = (quote(name.decode()) for name in (refusal.pgconn.user, refusal.pgconn.db))
-    return (
-        f"Role {role} lacks CONNECT on database {database}. Run as its owner, or as a superuser: "
-        f"GRANT CONNECT ON DATABASE {database} TO {role};"
-    )
+def addresses(url: URL) -> list[str]:
+    """Each `host:port` that a connection tries, or the folder of a socket; never a password."""
+    _, given = url.get_dialect()().create_connect_args(url)
+    service = given.get("service") or os.environ.get("PGSERVICE")
+    if service and not given.get("host"):
+        return [f"service {service}"]
+
+    def listed(name: str, default: str) -> list[str]:
+        return str(given.get(name) or os.environ.get(f"PG{name.upper()}") or default).split(",")
+
+    hosts = listed("hostaddr", "") if not given.get("host") else str(given["host"]).split(",")
+    hosts = hosts if any(hosts) else listed("host", "socket")
+    ports = listed("port", "5432")
+    ports = ports if len(ports) == len(hosts) else ports[:1] * len(hosts)
+    named = (f"[{host}]" if ":" in host else host for host in hosts)
+    return [f"{host}:{port or 5432}" for host, port in zip(named, ports, strict=True)]
 
 
 def _engine_options(settings: Settings, url: URL, limits: Mapping[str, int]) -> dict[str, Any]:
-    # Exceptions are logged, and the values in a statement may be personal.
-    common = {"hide_parameters": settings.production}
-    if settings.database_pooled:
-        # A pooler in transaction mode refuses start-up options and loses prepared statements.
-        return common | {
-            "poolclass": NullPool,
-            "connect_args": _connect_args(url) | {"prepare_threshold": None},
-        }
-    return common | {
+    # A pooler in transaction mode refuses start-up options and loses prepared statements.
+    pooled = _connect_args(url) | {"prepare_threshold": None}
+    return {
+        # Exceptions are logged, and the values in a statement may be personal.
+        "hide_parameters": settings.production,
         "pool_size": settings.database_pool_size,
         "max_overflow": settings.database_pool_overflow,
         "pool_recycle": settings.database_pool_recycle,
         "pool_timeout": settings.database_pool_timeout,
-        "connect_args": _connect_args(
-            url,
-            f"search_path={extensions.search_path(settings.schema_name)}",
-            *(f"{name}={value}" for name, value in limits.items()),
-        ),
+        "connect_args": pooled
+        if settings.database_pooled
+        else _connect_args(url, _search_path(settings), *_assignments(limits)),
     }
 
 
@@ -192,20 +205,56 @@ def _connect_args(url: URL, *options: str) -> dict[str, Any]:
     args["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
     for name in args.keys() & url.query.keys():
         del args[name]
-    if options:
-        own = url.query.get("options", "")
-        args["options"] = " ".join([str(own), *(f"-c {option}" for option in options)]).strip()
+    given = url.query.get("options") or (os.environ.get("PGOPTIONS", "") if options else "")
+    own = [given] if isinstance(given, str) else given
+    # What comes last counts. Always written down, because libpq would add PGOPTIONS by itself.
+    args["options"] = " ".join([*own, *(f"-c {option}" for option in options)]).strip()
     return args
+
+
+def _connector(
+    settings: Settings, limits: Mapping[str, int], patience: float | None
+) -> Callable[..., ServiceConnection]:
+    """What connects for the service: to a pooler, or to the server itself."""
+    path = f"search_path={extensions.search_path(quote(settings.schema_name))}"
+    beginning = "".join(f"; SET LOCAL {each}" for each in (path, *_assignments(limits)))
+
+    def connect(*words: Any, **parameters: Any) -> ServiceConnection:
+        connection = ServiceConnection.connect(*words, **parameters)
+        connection.limit = patience
+        return _with_its_options(connection, _search_path(settings))
+
+    def connect_to_pooler(*words: Any, **parameters: Any) -> ServiceConnection:
+        connection = PooledConnection.connect(*words, **parameters)
+        connection.limit = patience
+        connection.beginning = beginning.encode()
+        return connection
+
+    return connect_to_pooler if settings.database_pooled else connect
+
+
+def _search_path(settings: Settings) -> str:
+    return f"search_path={extensions.search_path(settings.schema_name)}"
+
+
+def _assignments(limits: Mapping[str, int]) -> list[str]:
+    return [f"{name}={value}" for name, value in limits.items()]
+
+
+def _with_its_options(connection: AnyConnection, *options: str) -> AnyConnection:
+    """The connection, unless a pooler dropped its options: every table would be another one."""
+    *_, wanted = (each for each in options if each.startswith("search_path="))
+    path = connection.info.parameter_status("search_path")  # PostgreSQL 18 tells it unasked
+    if path is None:
+        connection.autocommit = True
+        (path,) = connection.execute("SHOW search_path").fetchone() or (None,)
+        connection.autocommit = False
+    if wanted != f"search_path={path}":
+        connection.close()
+        raise refusals.NoOptions(f"{refusals.DROPPED}: {wanted} is {path}")
+    return connection
 
 
 def _start_embedded_on_first_use(engine: Engine, settings: Settings) -> None:
     if settings.database_url is None:
         event.listen(engine, "do_connect", lambda *_: embedded.start())
-
-
-def _set_schema_per_transaction(engine: Engine, schema: str) -> None:
-    statement = text(f"SET LOCAL search_path = {extensions.search_path(quote(schema))}")
-
-    @event.listens_for(engine, "begin")
-    def set_search_path(connection: Any) -> None:
-        connection.execute(statement)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
-from app.core import history, privileges
+from app.core import capacity, history, privileges
 from app.core.database import (
     DatabaseUnavailable,
     connect_directly,
@@ -51,7 +51,7 @@ class Line:
         return f"{self.what:30}{self.found}{hint}"
 
 
-def examine(settings: Settings) -> Iterator[Line]:
+def examine(settings: Settings, replicas: int = 1) -> Iterator[Line]:
     """Look at everything; a database that does not answer ends it."""
     yield Line("service", f"{PROJECT['name']} {PROJECT['version']}, APP_ENV {settings.app_env}")
     for name in sorted(type(settings).model_fields):
@@ -66,10 +66,10 @@ def examine(settings: Settings) -> Iterator[Line]:
         seconds = min(settings.database_wait_seconds, 5)
         connection = connect_directly(settings, *options, wait_seconds=seconds)
     except DatabaseUnavailable as error:
-        yield Line("database", reason(error), "No connection")
+        yield Line("database", " ".join(str(error).split("\n")), "No connection")
         return
     with connection:
-        yield from _database(connection, settings)
+        yield from _database(connection, settings, replicas)
 
 
 def _without_secret(name: str, value: Any) -> str:
@@ -81,7 +81,7 @@ def _without_secret(name: str, value: Any) -> str:
     return str(value.set(query={})) if name.startswith("database_url") else str(value)
 
 
-def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
+def _database(connection: Connection, settings: Settings, replicas: int) -> Iterator[Line]:
     schema = {"schema": quote(settings.schema_name)}
     with connection.begin():
         version = connection.scalar(text("SHOW server_version"))
@@ -110,7 +110,7 @@ def _database(connection: Connection, settings: Settings) -> Iterator[Line]:
             found = f"process {pid} {'has' if granted else 'waits for'} {mode} on {table}"
             heading = "A database that is stuck" if stuck else ""
             yield Line("lock", f"{found}, {seconds}, {state}", heading)
-        yield _connections(connection, settings)
+        yield _connections(connection, settings, replicas)
 
 
 def _roles(of_migrations: privileges.Shortage | None, settings: Settings) -> Iterator[Line]:
@@ -123,7 +123,7 @@ def _roles(of_migrations: privileges.Shortage | None, settings: Settings) -> Ite
         with connect_when_ready(db.engine, seconds=0) as connection:
             of_service = privileges.of_service(connection, settings.schema_name)
     except DatabaseUnavailable as error:
-        yield Line("role of the service", str(error), "No connection")
+        yield Line("role of the service", " ".join(str(error).split("\n")), "No connection")
         return
     if of_service:
         yield Line("role of the service", str(of_service), MISSING_PRIVILEGE)
@@ -181,22 +181,10 @@ def _drift(connection: Connection, settings: Settings) -> Line:
     return Line("drift", f"{'; '.join(found[:5])}{more}", "Database out of sync")
 
 
-def _connections(connection: Connection, settings: Settings) -> Line:
-    most = int(connection.scalar(text("SHOW max_connections")) or 0)
-    reserved = int(connection.scalar(text("SHOW superuser_reserved_connections")) or 0)
-    used = connection.scalar(
-        text("SELECT count(*) FROM pg_stat_activity WHERE datname IS NOT NULL")
-    )
-    if settings.database_pooled:
-        return Line("connections", f"{used} of {most} in use, through a pooler")
-    per_worker = settings.connections_of_a_worker + 1
-    ours = settings.web_concurrency * per_worker
-    replicas = (most - reserved) // ours
-    found = (
-        f"{used} of {most} in use; a replica may open {ours} ({settings.web_concurrency} workers x "
-        f"{per_worker}, one of them for /readyz), so that {replicas} replicas fit"
-    )
-    return Line("connections", found, "Too many connections" if replicas < 1 else "")
+def _connections(connection: Connection, settings: Settings, replicas: int) -> Line:
+    found = capacity.of(connection, settings, replicas)
+    is_fine = found.fits or settings.database_pooled
+    return Line("connections", str(found), "" if is_fine else "Too many connections")
 
 
 def _threads(settings: Settings) -> Line:

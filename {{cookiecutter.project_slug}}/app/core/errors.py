@@ -25,8 +25,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError
 from werkzeug.http import HTTP_STATUS_CODES
 
 from app.config import ROOT
-from app.core import privileges
-from app.core.database import missing_connect
+from app.core import privileges, refusals
 from app.core.database_errors import (
     conflicting_columns,
     is_behind_the_models,
@@ -116,8 +115,7 @@ def _werkzeug_error(error: HTTPException) -> Response:
 def _database_error(error: Exception) -> Response:
     """What passes is 503, a value that cannot be stored 422, anything else a mistake of ours."""
     if detail := passing(error):
-        refused = isinstance(error, DBAPIError) and missing_connect(error)
-        return _try_again(detail, error, refused or reason(error))
+        return _try_again(detail, error, refusals.instruction(error) or reason(error))
     if isinstance(error, DBAPIError) and (detail := wrong_value(error)):
         log.info("a value cannot be stored", error=type(error.orig).__name__, where=_where(error))
         # Invalid in a body, not found in a URL.

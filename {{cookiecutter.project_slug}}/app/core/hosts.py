@@ -1,5 +1,7 @@
 """Whom a request is for (Host) and whom it is from (X-Forwarded-For): a client can forge both."""
 
+import re
+
 from apiflask import APIFlask, abort
 from flask import request
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -26,5 +28,11 @@ def init_app(app: APIFlask, settings: Settings) -> None:
         def refuse_other_hosts() -> None:
             # Probes of health ask for the address of a container, which nobody knows beforehand.
             host = request.environ.get("HTTP_HOST", "").lower()
-            if request.blueprint != "health" and not host_is_trusted(host, settings.trusted_hosts):
+            if request.blueprint != "health" and not _is_one_of(settings.trusted_hosts, host):
                 abort(400, "The Host header names none of the hosts of this service.")
+
+
+def _is_one_of(trusted: list[str], host: str) -> bool:
+    # werkzeug takes the first colon of an IPv6 address for that of a port.
+    address = re.fullmatch(r"(\[[0-9a-f:.]+\])(:\d+)?", host)
+    return address[1] in trusted if address else host_is_trusted(host, trusted)

@@ -1,6 +1,7 @@
 """The service keeps only connections that are of use: dead ones are found, and dropped."""
 
 import select
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,13 +14,12 @@ from sqlalchemy.exc import InvalidatePoolError
 SERVER_IS_LATE_SECONDS = 3
 
 
-def init_engine(engine: Engine, limit: float | None) -> None:
-    """Make an engine use `ServiceConnection`, which waits for an answer for at most `limit` s."""
+def init_engine(engine: Engine, connect: Callable[..., "ServiceConnection"]) -> None:
+    """Make an engine use what `connect` returns, and look at it before each use."""
 
     @event.listens_for(engine, "do_connect")
-    def connect(_d: Any, _r: Any, words: Any, options: Any) -> ServiceConnection:
-        connection = ServiceConnection.connect(*words, **options)
-        connection.limit = limit
+    def connect_and_watch(_d: Any, _r: Any, words: Any, options: Any) -> ServiceConnection:
+        connection = connect(*words, **options)
         connection.news.register(connection.fileno(), select.POLLIN)
         return connection
 
@@ -64,6 +64,7 @@ class ServiceCursor(psycopg.Cursor[Any]):
 class ServiceConnection(psycopg.Connection[Any]):
     """Gives up a server that is frozen: it keeps the connection, and no timeout of its own."""
 
+    # Seconds that an answer may take.
     limit: float | None = None
 
     def __init__(self, *words: Any, **options: Any) -> None:

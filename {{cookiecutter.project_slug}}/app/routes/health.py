@@ -6,11 +6,11 @@ import structlog
 from apiflask import APIBlueprint
 from flask import current_app
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.config import Settings
-from app.core import drain, extensions, history, privileges
-from app.core.database import missing_connect, probe
+from app.core import drain, extensions, history, privileges, refusals
+from app.core.database import probe
 from app.core.database_errors import READ_ONLY, reason
 from app.core.embedded import EmbeddedPostgresError
 
@@ -59,7 +59,7 @@ def database_state() -> State:
         with probe().connect() as connection:
             state = _state(connection, current_app.config["SETTINGS"])
     except (SQLAlchemyError, EmbeddedPostgresError) as error:
-        refused = isinstance(error, DBAPIError) and missing_connect(error)
+        refused = refusals.instruction(error)
         why = refused or "The database does not answer; the log says why."
         state = State(False, why, detail="" if refused else reason(error), answers=False)
     if not state.is_ready:
@@ -76,7 +76,7 @@ def _state(connection: Connection, settings: Settings) -> State:
         return State(False, READ_ONLY, "Is this a standby? See target_session_attrs.")
     found = connection.scalar(text("SELECT current_schema()"))
     if found not in (schema, extensions.SCHEMA, None):
-        words = f"The connection uses schema {found}, not {schema}: see DATABASE_POOLED."
+        words = f"The connection uses schema {found}, not {schema}."
         return State(False, "The connection is in the wrong schema.", words)
     where = schema if found == schema else f"{schema}, which does not exist yet,"
     return _revision(history.current(connection), where)

@@ -10,7 +10,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core import privileges
+from app.core import privileges, refusals
 from app.core.database_errors import is_behind_the_models
 from app.core.logs import say
 from app.core.seeding.planting import plant
@@ -136,6 +136,8 @@ def _in_one_transaction(work: Callable[[], Iterable[str]]) -> None:
         if isinstance(error, DBAPIError) and (shortage := privileges.of_failed_statement(error)):
             raise click.ClickException(f"{shortage} Nothing was changed.") from None
         why = reason_in_full(error)
+        if advice := refusals.instruction(error):
+            why = f"{why}. {advice.rstrip('.')}"
         if isinstance(error, DBAPIError) and is_behind_the_models(error):
             why = AHEAD.format(why)
         raise click.ClickException(f"{why}. Nothing was changed.") from None

@@ -1,0 +1,302 @@
+"""Every form of a connection, on a PostgreSQL with TLS: what works, and what can never succeed."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from conftest import PATIENCE, TEMPLATE, Project, clean_environment, copy_project, free_port
+from production import SECRET
+from real_servers import Postgres, pooler, postgres
+
+WORKER = TEMPLATE / "tests/connections_worker.py"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with postgres() as server:
+        for statement in (
+            "CREATE ROLE app LOGIN PASSWORD 'p@ss/w:rd'",
+            "CREATE ROLE sleeper PASSWORD 'p'",
+            "CREATE ROLE outsider LOGIN PASSWORD 'p'",
+            "REVOKE CONNECT ON DATABASE tls FROM PUBLIC",
+            "GRANT CONNECT ON DATABASE tls TO app",
+            "CREATE SCHEMA orders",
+            "GRANT USAGE ON SCHEMA orders TO app",
+        ):
+            server.sql(statement)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def base(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return copy_project(generated, tmp_path_factory.mktemp("connections") / "book-service")
+
+
+Attempt = Callable[..., dict]
+
+
+@pytest.fixture(scope="module")
+def attempt(base: Project) -> Iterator[Attempt]:
+    """Logs in, in one process for all tests, because it takes long to start."""
+    process = subprocess.Popen(
+        [base.python, WORKER],
+        cwd=base.path,
+        env=clean_environment(PYTHONPATH=str(base.path)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def ask(url: str, seconds: float = 60, **environment: str) -> dict:
+        assert process.stdin
+        assert process.stdout
+        case = {"url": url, "schema": "orders", "environment": environment, "seconds": seconds}
+        process.stdin.write(f"{json.dumps(case)}\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    try:
+        yield ask
+    finally:
+        process.communicate(timeout=PATIENCE)
+
+
+def forms(server: Postgres) -> dict[str, tuple[str, dict[str, str]]]:
+    """By name: a URL and the variables beside it, that log in."""
+    port, folder = server.port, server.folder
+    dead = free_port()
+    app = f"app:p%40ss%2Fw%3Ard@localhost:{port}/tls"
+    socket = quote(str(folder), safe="")
+    service = folder / "service.conf"
+    service.write_text(
+        f"[tls]\nhost=localhost\nport={port}\ndbname=tls\nuser=postgres\nsslmode=require\n"
+    )
+    passwords = folder / "pgpass"
+    passwords.write_text(f"localhost:{port}:tls:app:p@ss/w\\:rd\n")
+    passwords.chmod(0o600)
+    ca = f"{folder}/ca.crt"
+    full = "sslmode=verify-full"
+    return {
+        "no TLS": (server.url("plain") + "?sslmode=disable", {}),
+        "TLS if there is": (server.url(), {}),
+        "password": (f"postgres://{app}?sslmode=require", {}),
+        "psycopg2": (f"postgresql+psycopg2://{app}", {}),
+        "require": (server.url() + "?sslmode=require", {}),
+        "file": (server.url() + f"?{full}&sslrootcert={ca}", {}),
+        "bundle": (server.url() + f"?{full}&sslrootcert={folder}/bundle.crt", {}),
+        "system": (server.url() + f"?{full}&sslrootcert=system", {"SSL_CERT_FILE": ca}),
+        "verify-ca by another name": (
+            f"postgresql://postgres@elsewhere/tls?hostaddr=127.0.0.1&port={port}"
+            f"&sslmode=verify-ca&sslrootcert={ca}",
+            {},
+        ),
+        "IPv4": (server.url(host="127.0.0.1") + f"?{full}&sslrootcert={ca}", {}),
+        "IPv6": (server.url(host="[::1]") + f"?{full}&sslrootcert={ca}", {}),
+        "socket": (f"postgresql://postgres@/tls?host={folder}&port={port}", {}),
+        "socket, percent-encoded": (f"postgresql://postgres@{socket}:{port}/tls", {}),
+        "hosts, as libpq writes them": (
+            f"postgresql://postgres@127.0.0.1:{dead},localhost:{port}/tls"
+            "?target_session_attrs=read-write",
+            {},
+        ),
+        "hosts, as SQLAlchemy writes them": (
+            f"postgresql://postgres@/tls?host=127.0.0.1:{dead}&host=[::1]:{port}",
+            {},
+        ),
+        "hosts, lists": (
+            f"postgresql://postgres@/tls?host=nowhere.invalid,localhost&port={dead},{port}",
+            {},
+        ),
+        "everything in variables": (
+            "postgresql://",
+            {
+                "PGHOST": "localhost",
+                "PGPORT": str(port),
+                "PGUSER": "app",
+                "PGPASSWORD": "p@ss/w:rd",
+                "PGDATABASE": "tls",
+                "PGSSLMODE": "verify-full",
+                "PGSSLROOTCERT": ca,
+            },
+        ),
+        "password file": (
+            f"postgresql://app@localhost:{port}/tls",
+            {"PGPASSFILE": str(passwords)},
+        ),
+        "service": ("postgresql://", {"PGSERVICE": "tls", "PGSERVICEFILE": str(service)}),
+        "service in the URL": ("postgresql://?service=tls", {"PGSERVICEFILE": str(service)}),
+        "options": (
+            server.url() + "?options=-csearch_path%3Dpublic%20-cstatement_timeout%3D4s",
+            {},
+        ),
+        "two options": (
+            server.url() + "?options=-csearch_path%3Dpublic&options=-c%20statement_timeout%3D4s",
+            {},
+        ),
+        "PGOPTIONS": (
+            server.url(),
+            {"PGOPTIONS": "-c search_path=public -c statement_timeout=4s"},
+        ),
+    }
+
+
+WITHOUT_TLS = {"no TLS", "socket", "socket, percent-encoded"}
+
+
+def test_what_works(server: Postgres, attempt: Attempt):
+    for name, (url, environment) in forms(server).items():
+        answer = attempt(url, **environment)
+        assert "seen" in answer, f"{name}: {answer}"
+        tls, schema, limit = answer["seen"]
+        assert tls == (name not in WITHOUT_TLS), name
+        assert schema == (None if name == "no TLS" else "orders"), name  # nothing is in `plain`
+        assert limit == ("4s" if "ptions" in name.lower() else "0"), name
+
+
+HOPELESS = {
+    "password": ("app:hunter2@{host}/tls", "password of role app"),
+    "no password": ("app@{host}/tls", "asks for a password of role app"),
+    "role": ("nobody1@{host}/tls?sslmode=require", "password of role nobody1"),
+    "role on a socket": ("nobody1@/tls?host={folder}&port={port}", "CREATE ROLE nobody1 LOGIN"),
+    "no login": ("sleeper:p@{host}/tls", "ALTER ROLE sleeper LOGIN;"),
+    "database": ("postgres@/nope?host={folder}&port={port}", "CREATE DATABASE nope OWNER postgres"),
+    "CONNECT": ("outsider:p@{host}/tls", "GRANT CONNECT ON DATABASE tls TO outsider;"),
+    "no entry": ("app:hunter2@{host}/plain", "pg_hba.conf of the server does not let"),
+    "needs TLS": ("postgres@{host}/tls?sslmode=disable", "set sslmode=require in DATABASE_URL"),
+    "has no TLS": ("postgres@127.0.0.1:{plain}/x?sslmode=require", "The server speaks no TLS"),
+    "CA": ("{verified}{folder}/other.crt", "not from an authority that this service trusts"),
+    "system CA": ("{verified}system", "not from an authority that this service trusts"),
+    "CA file": ("{verified}{folder}/none.crt", "in a container it must be mounted"),
+    "host name": (
+        "postgres@wrong/tls?hostaddr=127.0.0.1&port={port}&sslmode=verify-full"
+        "&sslrootcert={folder}/ca.crt",
+        "is not the one in the certificate",
+    ),
+    "client's certificate": (
+        "holder@{host}/tls?sslmode=require",
+        "Let sslcert and sslkey in DATABASE_URL name",
+    ),
+    "unknown setting": ("postgres@{host}/tls?options=-cnope%3D1", "Correct the options"),
+    "wrong setting": ("postgres@{host}/tls?options=-cwork_mem%3Dx", "Correct the options"),
+    "ssl=true": ("postgres@{host}/tls?ssl=true", "write sslmode=require instead"),
+    "unknown option": ("postgres@{host}/tls?pgbouncer=true", "take it out of DATABASE_URL"),
+    "sslmode": ("postgres@{host}/tls?sslmode=required", "Correct this in DATABASE_URL"),
+    "service": ("?service=nope", "Correct this in DATABASE_URL"),
+    "every host": ("app:hunter2@127.0.0.1:{port},[::1]:{port}/tls", "password of role app"),
+}
+
+
+def test_what_can_never_succeed(server: Postgres, attempt: Attempt):
+    """It ends at once, with an instruction and without a password: nothing is waited for."""
+    fields = {
+        "host": f"localhost:{server.port}",
+        "port": server.port,
+        "folder": server.folder,
+        "verified": f"postgres@localhost:{server.port}/tls?sslmode=verify-full&sslrootcert=",
+    }
+    with pooler(server.folder, "127.0.0.1", server.port) as without_tls:
+        fields["plain"] = without_tls.port
+        answers = {
+            name: attempt(f"postgresql://{url.format(**fields)}").get("words", "")
+            for name, (url, _) in HOPELESS.items()
+        }
+    wrong = {
+        name: words
+        for name, words in answers.items()
+        if HOPELESS[name][1] not in words
+        or not words.startswith("No login at ")
+        or "DATABASE_WAIT_SECONDS" in words
+        or "hunter2" in words
+    }
+    assert not wrong
+
+
+def test_what_may_heal(server: Postgres, attempt: Attempt):
+    """It is waited for, for as long as is allowed, and said in words."""
+    dead = free_port()
+    for url, words in {
+        f"postgresql://app:p@127.0.0.1:{dead}/tls": "Is the database running, and is DATABASE_URL",
+        "postgresql://app:p@db.invalid/tls": "No name server knows this host, or not yet",
+        # Another host may let us in, when it answers.
+        f"postgresql://app:p@127.0.0.1:{dead},localhost:{server.port}/tls": "refuses the password",
+        f"postgresql://app:p@db.invalid,localhost:{server.port}/tls": "refuses the password",
+        f"postgresql://postgres@localhost:{server.port}/tls?target_session_attrs=standby": (
+            "what its target_session_attrs demands"
+        ),
+    }.items():
+        answer = attempt(url, seconds=0.1)["words"]
+        assert "(DATABASE_WAIT_SECONDS=0.1)" in answer, answer
+        assert words in answer, answer
+    server.sql("ALTER ROLE app CONNECTION LIMIT 0")
+    try:
+        answer = attempt(server.url(user="app:p%40ss%2Fw%3Ard"), seconds=0.1)["words"]
+    finally:
+        server.sql("ALTER ROLE app CONNECTION LIMIT -1")
+    assert "DATABASE_WAIT_SECONDS" in answer, answer
+    assert "Too many connections" in answer, answer
+
+
+def production(url: str) -> dict[str, str]:
+    return {"APP_ENV": "production", "SECRET_KEY": SECRET, "DATABASE_URL": url}
+
+
+def test_every_command_gives_the_instruction(server: Postgres, base: Project):
+    url = server.url(user="app:hunter2")
+    for command in (
+        ["./init.sh"],
+        [base.python, "-m", "flask", "db", "current"],
+        [base.python, "-m", "flask", "seed", "all"],
+        [base.python, "-m", "flask", "doctor"],
+    ):
+        started = time.monotonic()
+        port = str(free_port())
+        result = base.run(*command, **production(url), PORT=port, DATABASE_WAIT_SECONDS="600")
+        assert result.returncode == 1, result.stdout
+        assert "refuses the password of role app" in result.stdout, result.stdout
+        assert "hunter2" not in result.stdout
+        assert "Traceback" not in result.stdout
+        assert time.monotonic() - started < 500
+
+
+def test_gunicorn_alone_gets_well(server: Postgres, base: Project):
+    """It serves without a database, says why it is not ready, and needs no restart after that."""
+    url = server.url("late") + "?sslmode=require"
+    gunicorn = [str(base.python), "-m", "gunicorn"]
+    settings = production(url) | {"WEB_CONCURRENCY": "1", "DRAIN_SECONDS": "0"}
+    with base.serving(*gunicorn, until="/healthz", **settings) as service:
+        answer = service.get("/readyz")
+        assert answer.status_code == 503
+        assert "CREATE DATABASE late" in answer.json()["reason"], answer.text
+        assert "CREATE DATABASE late" in service.log.read_text()
+        assert service.get("/api/books").status_code == 503
+        server.sql("CREATE DATABASE late", "postgres")
+        upgraded = base.flask("db", "upgrade", **settings)
+        assert upgraded.returncode == 0, upgraded.stdout
+        assert service.get("/readyz").status_code == 200
+        assert service.get("/api/books").status_code == 200
+
+    def doctor(*words: str, **changes: str):
+        return base.flask("doctor", *words, **settings | changes)
+
+    # What it says can be pasted.
+    assert doctor().returncode == 0
+    asked = doctor("--replicas", "3", WEB_CONCURRENCY="2").stdout
+    assert "3 replicas x 2 workers x (8 + 7 + 1 for /readyz) = 96 of" in asked
+    assert "raise max_connections to" in asked
+    changes = dict(re.findall(r"(DATABASE_POOL_[A-Z]+)=(\d+)", asked))
+    assert changes.keys() == {"DATABASE_POOL_SIZE", "DATABASE_POOL_OVERFLOW"}
+    fits = doctor("--replicas", "3", WEB_CONCURRENCY="2", **changes)
+    assert fits.returncode == 0, fits.stdout
+    server.sql("ALTER ROLE postgres CONNECTION LIMIT 20")
+    try:
+        answer = doctor("--replicas", "2")
+    finally:
+        server.sql("ALTER ROLE postgres CONNECTION LIMIT -1")
+    assert answer.returncode == 1
+    assert "= 32 of 20 (CONNECTION LIMIT of the role 20" in answer.stdout, answer.stdout
