@@ -270,6 +270,7 @@ class Settings(BaseSettings):
     # A revision: it and those before it are older than `flask db lint` in this project.
     migration_lint_start_after: str | None = None
     migration_lock_wait_seconds: float = Field(300, ge=0, allow_inf_nan=False)
+    rehearsal_database_url: DatabaseUrl = Field(None, repr=False)
 
     @property
     def production(self) -> bool:

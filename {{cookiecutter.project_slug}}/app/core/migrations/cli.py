@@ -1,4 +1,4 @@
-"""The commands `flask db …`: Flask-Migrate's, with plain words for a broken history, and `lint`."""
+"""The commands `flask db …`: Flask-Migrate's with plain words, `lint` and `rehearse`."""
 
 import sys
 from collections.abc import Callable
@@ -16,11 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from app.core import history
 from app.core.database_errors import reason
 from app.core.migrations.failures import JOIN_THE_HEADS
+from app.core.rehearsal.cli import rehearse_command
 from app.core.safety import judge_pending
 from app.models import db
 
 # Where they go unless told otherwise; with several heads there is no such place.
-TO_THE_HEAD = ("upgrade", "migrate", "revision", "show", "stamp")
+TO_THE_HEAD = ("upgrade", "migrate", "revision", "show", "stamp", "rehearse")
 
 
 def init_app(app: Flask) -> None:
@@ -40,7 +41,11 @@ def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
     @wraps(callback)
     def checked(*words: Any, **options: Any) -> Any:
         if history.FOLDER.exists():
-            _check_history(needs_one_head=name in TO_THE_HEAD and _goes_to_head(options))
+            try:
+                _check_history(needs_one_head=name in TO_THE_HEAD and _goes_to_head(options))
+            except click.ClickException as error:
+                error.exit_code = 2 if name == "rehearse" else 1
+                raise
         return callback(*words, **options)
 
     return checked
@@ -101,6 +106,7 @@ def _extend_flask_migrate() -> None:
         for option in flask_db.commands[name].params:
             if option.name == "rev_id":
                 option.default = history.next_revision_id
+    flask_db.add_command(rehearse_command)
     for name, command in flask_db.commands.items():
         if name not in ("init", "list-templates"):
             command.callback = _with_readable_history(command.callback, name)

@@ -1,0 +1,72 @@
+"""The rows that a rehearsal works on: those of a backup, or seeds."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL
+
+from app.config import Settings
+from app.core.backups.restore import restore_into
+from app.core.database import connect_directly
+from app.core.rehearsal.previous import Code, code_of
+from app.core.rehearsal.revisions import Plan, upgrade
+from app.core.rehearsal.scratch import CannotRehearse
+from app.core.waiting import telling
+
+# What belongs to the service itself, not to a scratch database.
+WITHOUT: dict[str, Any] = {
+    "database_pooled": False,
+    "service_role": None,
+    "sentry_dsn": None,
+    "otel_exporter_otlp_endpoint": None,
+    "metrics_port": None,
+}
+
+
+@contextmanager
+def service_on(url: URL, settings: Settings) -> Iterator[Settings]:
+    """The same service with the scratch database, for revisions that reach for `db` as well."""
+    from app import create_app
+
+    own = settings.model_copy(
+        update=WITHOUT | {"database_url": url, "database_url_migrations": url}
+    )
+    words = url.render_as_string(hide_password=False)
+    before = {**os.environ}
+    os.environ |= {"DATABASE_URL": words, "DATABASE_URL_MIGRATIONS": words}
+    os.environ |= {"SCHEMA": own.schema_name, "DATABASE_POOLED": "false"}
+    try:
+        with create_app(own).app_context():
+            yield own
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def with_backup(file: Path, schema: str, settings: Settings) -> str:
+    """Restore a backup; say which."""
+    with telling(f"restoring {file}") as tell, connect_directly(settings) as connection:
+        manifest = restore_into(file, connection, schema, tell)
+    return f"{file.name} ({manifest.total_rows:,} rows of {manifest.created:%Y-%m-%d})"
+
+
+def with_seeds(plan: Plan, previous: Code | None, url: URL, settings: Settings) -> str:
+    """Upgrade to where the pending revisions begin, and plant seeds; say which."""
+    for each in plan.before:
+        run = upgrade(each, str(url.database))
+        if run.error:
+            raise CannotRehearse(
+                f"{each.revision} is before what is rehearsed, and fails: {run.error}"
+            )
+    if not plan.before:
+        return "no rows"
+    faults = []
+    with code_of(None, url, settings.schema_name) as this_code:
+        for code in filter(None, [previous, this_code]):
+            if not (fault := code.plant_seeds()):
+                return f"the seeds of {code.name}"
+            faults.append(f"the seeds of {code.name} do not fit: {fault}")
+    return f"no rows, because {'; '.join(faults)}"
