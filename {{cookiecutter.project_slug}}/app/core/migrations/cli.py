@@ -17,6 +17,7 @@ from app.core import history
 from app.core.database_errors import reason
 from app.core.migrations.failures import JOIN_THE_HEADS
 from app.core.rehearsal.cli import rehearse_command
+from app.core.rehearsal.scratch import CannotRehearse
 from app.core.safety import judge_pending
 from app.models import db
 
@@ -41,11 +42,8 @@ def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
     @wraps(callback)
     def checked(*words: Any, **options: Any) -> Any:
         if history.FOLDER.exists():
-            try:
-                _check_history(needs_one_head=name in TO_THE_HEAD and _goes_to_head(options))
-            except click.ClickException as error:
-                error.exit_code = 2 if name == "rehearse" else 1
-                raise
+            refusal = CannotRehearse if name == "rehearse" else click.ClickException
+            _check_history(name in TO_THE_HEAD and _goes_to_head(options), refusal)
         return callback(*words, **options)
 
     return checked
@@ -55,29 +53,29 @@ def _goes_to_head(options: dict[str, Any]) -> bool:
     return str(options.get("revision", "head")) == "head" and options.get("head", "head") == "head"
 
 
-def _check_history(needs_one_head: bool) -> None:
+def _check_history(needs_one_head: bool, refusal: type[click.ClickException]) -> None:
     for revision, files in history.files_by_revision().items():
         if len(files) > 1:
-            raise click.ClickException(
+            raise refusal(
                 f"{' and '.join(files)} are both revision {revision}. Give one of them another "
                 "`revision`, and change the next one's `down_revision` to match."
             )
     try:
         heads = history.load().get_heads()
     except KeyError as error:
-        raise click.ClickException(
+        raise refusal(
             f"Revision {error.args[0]} is missing, and a file in migrations/versions builds on it. "
             "Restore its file (git log --diff-filter=D --stat -- migrations/versions shows what "
             "was deleted), or set the other one's `down_revision`."
         ) from None
     except CommandError as error:
-        raise click.ClickException(str(error)) from None
+        raise refusal(str(error)) from None
     except Exception as error:
-        raise click.ClickException(
+        raise refusal(
             f"A file in migrations/versions cannot be loaded: {type(error).__name__}: {error}"
         ) from None
     if needs_one_head and len(heads) > 1:
-        raise click.ClickException(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")
+        raise refusal(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")
 
 
 @click.command("lint")

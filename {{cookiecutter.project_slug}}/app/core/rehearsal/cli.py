@@ -26,6 +26,9 @@ FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 @click.argument("file", required=False, type=FILE, metavar="[FILE]")
 @click.option("--from", "start", metavar="REVISION", help="Run what comes after it.")
 @click.option("--previous", metavar="REF", help="The release before: a tag, branch or commit.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=0, help="Copy the seeds until a table has so many."
+)
 @click.option("--readers", type=click.IntRange(0, 100), default=4, show_default=True)
 @click.option("--writers", type=click.IntRange(0, 100), default=4, show_default=True)
 @click.option(
@@ -41,7 +44,7 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     """Run the pending revisions on a copy of the data, under load.
 
     FILE is a backup of `flask backup create`: the copy is made of it. Without FILE, the copy is an
-    empty database with the seeds of the last release.
+    empty database with the seeds of the last release, or with many copies of them (--rows).
 
     The copy is a database of its own on the embedded server, or on that of
     REHEARSAL_DATABASE_URL, and is removed afterwards. Readers and writers work on its tables while
@@ -52,8 +55,8 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     something breaks, 2 it could not be rehearsed.
     """
     options = Options(**words)
-    if options.file and options.start:
-        raise click.UsageError("--from is for a rehearsal without FILE: a backup has its revision.")
+    if options.file and (options.start or options.rows):
+        raise click.UsageError("--from and --rows are for a rehearsal without FILE.")
     if options.previous and not releases.is_known(options.previous):
         raise click.BadParameter(
             f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit.",

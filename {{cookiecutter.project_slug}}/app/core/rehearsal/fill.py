@@ -53,8 +53,13 @@ def with_backup(file: Path, schema: str, settings: Settings) -> str:
     return f"{file.name} ({manifest.total_rows:,} rows of {manifest.created:%Y-%m-%d})"
 
 
-def with_seeds(plan: Plan, previous: Code | None, url: URL, settings: Settings) -> str:
-    """Upgrade to where the pending revisions begin, and plant seeds; say which."""
+def with_seeds(
+    plan: Plan, previous: Code | None, url: URL, settings: Settings, rows: int
+) -> Iterator[str]:
+    """Upgrade to where the pending revisions begin, and plant seeds; first say which.
+
+    Copies of their rows follow, until each table has `rows`; then say what could not be copied.
+    """
     for each in plan.before:
         run = upgrade(each, str(url.database))
         if run.error:
@@ -62,11 +67,21 @@ def with_seeds(plan: Plan, previous: Code | None, url: URL, settings: Settings) 
                 f"{each.revision} is before what is rehearsed, and fails: {run.error}"
             )
     if not plan.before:
-        return "no rows"
+        yield "no rows"
+        return
     faults = []
     with code_of(None, url, settings.schema_name) as this_code:
         for code in filter(None, [previous, this_code]):
             if not (fault := code.plant_seeds()):
-                return f"the seeds of {code.name}"
+                break
             faults.append(f"the seeds of {code.name} do not fit: {fault}")
-    return f"no rows, because {'; '.join(faults)}"
+        else:
+            yield f"no rows, because {'; '.join(faults)}"
+            return
+        if not rows:
+            yield f"the seeds of {code.name}"
+            return
+        yield f"the seeds of {code.name}, copied until a table has {rows:,} rows"
+        with telling(f"making {rows:,} rows for each table"):
+            for table, error in code.multiply(rows).items():
+                yield f"{table} has fewer rows: {error}"

@@ -1,7 +1,7 @@
 """Run by previous.py as a program of its own, in the folder of a release: its models at work.
 
-SCRATCH_DATABASE_URL is the scratch database. For each line that comes in, `describe` or `probe`,
-it writes one line of JSON. It imports nothing of this project but `app.models`, as that release has
+SCRATCH_DATABASE_URL is the scratch database. For each line that comes in, `describe`, `probe`
+or `multiply 1000`, it writes one line of JSON. It imports nothing of this project but `app.models`, as that release has
 them; the rest of `app` is not run, so that what it needs besides may be gone.
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from sqlalchemy import (
     and_,
     create_engine,
     delete,
+    func,
     insert,
     inspect,
     select,
@@ -44,6 +46,7 @@ from sqlalchemy.types import BigInteger, SmallInteger, TypeDecorator
 
 READ = 2000
 CHANGED = 20
+BATCH = 1000
 # The load got in the way.
 PASSING = ("DeadlockDetected", "LockNotAvailable", "QueryCanceled")
 ATTEMPTS = 3
@@ -66,9 +69,11 @@ def main() -> None:
     engine = create_engine(os.environ["SCRATCH_DATABASE_URL"], poolclass=NullPool)
     for line in sys.stdin:
         result: Any = {each.name: [column.name for column in each.columns] for each in tables}
-        if line.strip() == "probe":
+        what, *words = line.split()
+        if what != "describe":
             with engine.connect() as connection:
-                result = Probe(connection, tables, [*base.registry.mappers]).run()
+                probe = Probe(connection, tables, [*base.registry.mappers])
+                result = probe.run() if what == "probe" else probe.multiply(int(words[0]))
                 connection.rollback()
         print(json.dumps(result), file=answers, flush=True)
 
@@ -107,6 +112,28 @@ class Probe:
                 write = partial(self._set, table, row, column, value)
                 self._do(table, name, write)
         return {"results": self.results, "types": self.types}
+
+    def multiply(self, count: int) -> dict[str, str]:
+        """Copies of the rows that are there, until each table has so many; errors by table."""
+        faults = {}
+        for table in self.tables:
+            try:
+                self._multiply(table, count)
+            except Exception as error:
+                faults[table.name] = _words(error)
+                self.connection.rollback()
+            self.connection.commit()
+        return faults
+
+    def _multiply(self, table: Table, count: int) -> None:
+        rows = [dict(row) for row in self.connection.execute(select(table).limit(BATCH)).mappings()]
+        there = self.connection.scalar(select(func.count()).select_from(table)) or 0
+        originals, unique = cycle(rows), self._unique(table)
+        while rows and there < count:
+            some = islice(originals, min(BATCH, count - there))
+            copies = [self._copy(table, row, unique) for row in some]
+            self.connection.execute(insert(table), copies)
+            there += len(copies)
 
     def _do(self, table: Table, name: str, work: Callable[[], None]) -> None:
         done, words = self.results.setdefault(table.name, {}), ""
@@ -171,11 +198,11 @@ class Probe:
         self.connection.execute(insert(table).values(values))
 
     def _insert_copy(self, table: Table, row: dict[str, Any]) -> None:
-        self._insert(table, self._copy(table, row))
+        self._insert(table, self._copy(table, row, self._unique(table)))
 
     def _insert_least(self, table: Table, row: dict[str, Any]) -> None:
         needed = {each.name for each in self._needed(table)}
-        values = self._copy(table, row).items()
+        values = self._copy(table, row, self._unique(table)).items()
         self._insert(table, {name: value for name, value in values if name in needed})
 
     def _delete_and_insert(self, table: Table, row: dict[str, Any]) -> None:
@@ -186,9 +213,9 @@ class Probe:
     def _set(self, table: Table, row: dict[str, Any], column: Column[Any], value: Any) -> None:
         self.connection.execute(update(table).where(_is(table, row)).values({column.name: value}))
 
-    def _copy(self, table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    def _copy(self, table: Table, row: dict[str, Any], unique: set[str]) -> dict[str, Any]:
         """Its values, but others where no two rows may have the same."""
-        unique, numbered = self._unique(table), table.autoincrement_column
+        numbered = table.autoincrement_column
         return {
             each.name: _another(row[each.name])
             if each.name in unique and not each.foreign_keys

@@ -49,6 +49,10 @@ class Code:
         """What became of all that it tried; see models.py. Raises `DoesNotRunError`."""
         return self._ask("probe")
 
+    def multiply(self, count: int) -> dict[str, str]:
+        """Copies of rows until each table has so many; why a table has fewer."""
+        return self._ask(f"multiply {count}")
+
     def plant_seeds(self) -> str:
         """`flask seed all`; what it said if it failed."""
         result = subprocess.run(

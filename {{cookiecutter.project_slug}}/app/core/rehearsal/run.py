@@ -33,6 +33,7 @@ class Options:
     file: Path | None = None
     start: str | None = None
     previous: str | None = None
+    rows: int = 0
     readers: int = 4
     writers: int = 4
     rate: float = 50
@@ -101,7 +102,11 @@ class Rehearsal:
             _say(f"restoring {file}")
             return with_backup(file, self.settings.schema_name, self.settings)
         _say(f"upgrading to {self.plan.base}, and planting seeds")
-        return with_seeds(self.plan, self.previous, self.url, self.settings)
+        rows = self.options.rows
+        source, *faults = with_seeds(self.plan, self.previous, self.url, self.settings, rows)
+        for words in faults:
+            self.report.note("load", words)
+        return source
 
     def _describe(self, source: str) -> None:
         row = self.connection.execute("SHOW server_version").fetchone()
