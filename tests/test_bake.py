@@ -23,7 +23,7 @@ app/core/database.py app/core/database_errors.py app/core/docs.py app/core/docto
 app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
 app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
 app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
-app/core/pool.py app/core/privileges.py app/core/requests.py app/core/rows.py app/core/sentry.py
+app/core/pool.py app/core/privileges.py app/core/releases.py app/core/requests.py app/core/rows.py app/core/sentry.py
 app/core/session.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
@@ -34,6 +34,11 @@ app/core/migrations/revision_text.py app/core/migrations/safe_operations.py
 app/core/migrations/server_defaults.py app/core/migrations/types.py app/core/migrations/unseen.py
 app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
 app/core/migrations/template/script.py.mako
+app/core/rehearsal/__init__.py app/core/rehearsal/cli.py app/core/rehearsal/fill.py
+app/core/rehearsal/judge.py app/core/rehearsal/load.py app/core/rehearsal/models.py
+app/core/rehearsal/previous.py app/core/rehearsal/report.py app/core/rehearsal/revisions.py
+app/core/rehearsal/run.py app/core/rehearsal/scratch.py app/core/rehearsal/tables.py
+app/core/rehearsal/watch.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
 app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/listener.py

@@ -53,7 +53,7 @@ def release_before(pending: Iterable[Script]) -> str | None:
 
 def is_known(place: str) -> bool:
     """Whether git has this tag, branch or commit."""
-    return bool(git("rev-parse", "--verify", "--quiet", f"{place}^{{commit}}"))
+    return bool(git("rev-parse", "--verify", "--quiet", place + "^{commit}"))
 
 
 def unpack(place: str, folder: Path) -> bool:

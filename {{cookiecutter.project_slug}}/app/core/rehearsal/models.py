@@ -1,8 +1,8 @@
 """Run by previous.py as a program of its own, in the folder of a release: its models at work.
 
 SCRATCH_DATABASE_URL is the scratch database. For each line that comes in, `describe`, `probe`
-or `multiply 1000`, it writes one line of JSON. It imports nothing of this project but `app.models`, as that release has
-them; the rest of `app` is not run, so that what it needs besides may be gone.
+or `multiply 1000`, it writes one line of JSON. It imports nothing of this project but `app.models`,
+as that release has them; the rest of `app` is not run, so that what it needs besides may be gone.
 """
 
 import json
@@ -106,7 +106,7 @@ class Probe:
             for mapper in mappers:
                 self._do(table, "change a row", partial(self._change, mapper))
             self._do(table, "insert", partial(self._insert_copy, table, row))
-            self._do(table, "insert the least", partial(self._insert_least, table, row))
+            self._do(table, "insert with defaults", partial(self._insert_with_defaults, table, row))
             self._do(table, "delete", partial(self._delete_and_insert, table, row))
             for column, name, value in self._values(table):
                 write = partial(self._set, table, row, column, value)
@@ -200,10 +200,11 @@ class Probe:
     def _insert_copy(self, table: Table, row: dict[str, Any]) -> None:
         self._insert(table, self._copy(table, row, self._unique(table)))
 
-    def _insert_least(self, table: Table, row: dict[str, Any]) -> None:
-        needed = {each.name for each in self._needed(table)}
-        values = self._copy(table, row, self._unique(table)).items()
-        self._insert(table, {name: value for name, value in values if name in needed})
+    def _insert_with_defaults(self, table: Table, row: dict[str, Any]) -> None:
+        """A copy without what has a default; a NULL is tried by itself, see `_values`."""
+        copy = self._copy(table, row, self._unique(table))
+        defaults = {each.name for each in table.columns if each.default or each.server_default}
+        self._insert(table, {name: copy[name] for name in copy.keys() - defaults})
 
     def _delete_and_insert(self, table: Table, row: dict[str, Any]) -> None:
         self.connection.execute(delete(table).where(_is(table, row)))

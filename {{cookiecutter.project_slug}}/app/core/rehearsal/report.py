@@ -10,7 +10,8 @@ import click
 from app.core.rehearsal.watch import Wait
 
 WIDTH = 100
-NAME = 38
+NAME = 34
+WAIT = 20
 SHOWN_SECONDS = 0.01
 
 
@@ -148,7 +149,7 @@ class Report:
         table, seconds = step.longest_wait
         wait = f"{seconds:.2f} s {table}" if seconds >= SHOWN_SECONDS else "none"
         if seconds > self.limit_seconds:
-            wait = click.style(f"{_cut(wait, 22):<22}", fg="red")
+            wait = click.style(f"{_cut(wait, WAIT):<{WAIT}}", fg="red")
         before, after = (
             (sum(each) for each in zip(*step.sizes.values(), strict=True)) if step.sizes else (0, 0)
         )
@@ -160,7 +161,7 @@ class Report:
 
 def _row(name: str, seconds: str, rows: str, retries: str, wait: str, size: str) -> str:
     name = _cut(name.removesuffix(".py"), NAME)
-    wait = wait if "\x1b" in wait else f"{_cut(wait, 22):<22}"
+    wait = wait if "\x1b" in wait else f"{_cut(wait, WAIT):<{WAIT}}"
     return f"{name:<{NAME}}{seconds:>8}{rows:>10}{retries:>8}  {wait}  {size}".rstrip()
 
 
