@@ -65,6 +65,7 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "APP_ENV",
         "DATABASE_URL",
         "DATABASE_URL_MIGRATIONS",
+        "REHEARSAL_DATABASE_URL",
         "SCHEMA",
         "SECRET_KEY",
         "PORT",

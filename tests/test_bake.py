@@ -23,8 +23,9 @@ app/core/database.py app/core/database_errors.py app/core/docs.py app/core/docto
 app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
 app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
 app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
-app/core/pool.py app/core/privileges.py app/core/releases.py app/core/requests.py app/core/rows.py app/core/sentry.py
-app/core/session.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
+app/core/pool.py app/core/privileges.py app/core/releases.py app/core/requests.py
+app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py app/core/sql.py
+app/core/tracing.py app/core/waiting.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
 app/core/migrations/failures.py app/core/migrations/lock.py app/core/migrations/looks.py
