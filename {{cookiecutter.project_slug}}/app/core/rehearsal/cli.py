@@ -13,10 +13,8 @@ from flask.cli import with_appcontext
 from sqlalchemy.exc import DBAPIError
 
 from app.core import releases
-from app.core.backups.errors import BackupError
 from app.core.database import DatabaseUnavailable
 from app.core.database_errors import reason
-from app.core.rehearsal.run import Options, rehearse
 from app.core.rehearsal.scratch import CannotRehearse
 
 FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -54,6 +52,10 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     Exit code: 0 nothing to fix, 1 somebody would wait longer than MIGRATION_LOCK_TIMEOUT_MS or
     something breaks, 2 it could not be rehearsed.
     """
+    # Here, because backups migrate too, and nobody else needs all this.
+    from app.core.backups.errors import BackupError
+    from app.core.rehearsal.run import Options, rehearse
+
     options = Options(**words)
     if options.file and (options.start or options.rows):
         raise click.UsageError("--from and --rows are for a rehearsal without FILE.")

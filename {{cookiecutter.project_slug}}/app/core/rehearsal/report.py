@@ -94,6 +94,12 @@ class Report:
                     name: asdict(it) | {"seconds": it.seconds} for name, it in each.waits.items()
                 }
             }
+            | {
+                "sizes": {
+                    name: dict(zip(("before", "after"), pair, strict=True))
+                    for name, pair in each.sizes.items()
+                }
+            }
             | {"longest_wait": dict(zip(("table", "seconds"), each.longest_wait, strict=True))}
             for each in self.steps
         ]
