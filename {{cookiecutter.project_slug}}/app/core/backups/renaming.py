@@ -23,7 +23,7 @@ def renamed(
     for entry in entries:
         # A function may use a table that comes later: all names first, then the statements.
         if entry.schema == old:
-            names.add(entry.name.partition("(")[0])
+            names |= _names(entry, names)
         if entry.rows is None:
             batch.append(entry)
             continue
@@ -31,6 +31,14 @@ def renamed(
         batch = []
         yield entry.with_sql(_in_bytes(entry.sql, names, old, new))
     yield from _all_renamed(batch, names, old, new, notice)
+
+
+def _names(entry: Entry, tables: set[str]) -> set[str]:
+    """What SQL may call it: `f` for `f(integer)`, `pk` for `books pk`, a constraint of books."""
+    found = {entry.name, entry.name.partition("(")[0]}
+    if "CONSTRAINT" in entry.kind:
+        found |= {entry.name.removeprefix(f"{table} ") for table in tables}
+    return found
 
 
 def _all_renamed(
@@ -42,8 +50,11 @@ def _all_renamed(
             text = sql.decode("utf-8", "surrogateescape")
             text = PATH.sub(lambda found: found[1] + re.sub(rf"\b{old}\b", new, found[2]), text)
             sql = text.encode("utf-8", "surrogateescape")
-            if re.search(rf"(?<![\w.]){old}(?![\w(])", text):
-                notice(f"{entry.kind.lower()} {entry.name} still mentions {old}: look at it")
+            if re.search(rf'(?<![\w.]){old}(?!\w|\(|\.[\w"])', text):
+                notice(
+                    f"{entry.kind.lower()} {entry.name} still has {old} in its text, which may "
+                    "mean the schema: look at it"
+                )
         yield entry.with_sql(sql)
 
 
@@ -77,4 +88,4 @@ def _in_a_string(piece: str, names: set[str], old: str, new: str) -> str:
     def name(found: re.Match[str]) -> str:
         return f"{new}.{found[1]}" if unquoted(found[1]) in names else found[0]
 
-    return re.sub(rf'(?<![\w."]){old}\.("[^"]+"|\w+)', name, piece)
+    return re.sub(rf'(?<![\w."]){old}\.("(?:[^"]|"")+"|\w+)', name, piece)

@@ -132,6 +132,7 @@ def fill(
     manifest: Manifest,
     schema: str,
     tell: Callable[[str], None],
+    notice: Callable[[str], object] = log.warning,
 ) -> None:
     """Restore within the transaction of the caller, who commits only if nothing is raised.
 
@@ -145,9 +146,11 @@ def fill(
         programs = clients.find(manifest.client_major, why="The backup was made by pg_dump")
         with reading(dump, manifest, programs) as entries:
             if schema != manifest.schema_name:
-                entries = renamed(entries, manifest.schema_name, schema, log.warning)
+                entries = renamed(entries, manifest.schema_name, schema, notice)
             for entry in entries:
                 restorer.run(entry)
+        if schema != manifest.schema_name:
+            _refuse_ties(cursor, manifest.schema_name, schema)
         tell("comparing rows")
         compare(cursor, schema, manifest)
 
@@ -231,6 +234,15 @@ class _Restorer:
 
     def _say(self, what: str) -> None:
         self.tell(f"restoring: {self.rows:,} of {self.manifest.total_rows:,} rows, {what}")
+
+
+def _refuse_ties(cursor: Cursor[Any], old: str, new: str) -> None:
+    """A copy must not use what is in the schema that it was made of."""
+    if ties := content.users_elsewhere(cursor, old, new):
+        raise BackupError(
+            f"In {new} these would go on using schema {old}: {'; '.join(ties)}. Nothing was "
+            f"changed. Restore into a schema named {old}, in another database."
+        )
 
 
 def _make_a_home(cursor: Cursor[Any], schema: str) -> None:
