@@ -56,6 +56,8 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "alembic.runtime.plugins": {"level": "WARNING"},
             "alembic.ddl.postgresql": {"level": "WARNING"},
             "alembic.runtime.migration": {"filters": ["news"]},
+            # It says where it found its credentials, each time.
+            "botocore": {"level": "WARNING"},
             # gunicorn's own handler would print every line twice.
             "gunicorn.error": {"handlers": [], "propagate": True},
         },

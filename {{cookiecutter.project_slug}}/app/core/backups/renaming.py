@@ -15,7 +15,7 @@ PATH = re.compile(r"(?m)^( +SET search_path TO )(.+)$")
 
 
 def renamed(
-    entries: Iterator[Entry], old: str, new: str, notice: Callable[[str], object]
+    entries: Iterator[Entry], old: str, new: str, notice: Callable[[str], None]
 ) -> Iterator[Entry]:
     """The entries for schema `new`. `notice` is told of functions that still mention `old`."""
     names: set[str] = set()
@@ -42,7 +42,7 @@ def _names(entry: Entry, tables: set[str]) -> set[str]:
 
 
 def _all_renamed(
-    batch: list[Entry], names: set[str], old: str, new: str, notice: Callable[[str], object]
+    batch: list[Entry], names: set[str], old: str, new: str, notice: Callable[[str], None]
 ) -> Iterator[Entry]:
     for entry in batch:
         sql = _in_bytes(entry.sql, names, old, new)

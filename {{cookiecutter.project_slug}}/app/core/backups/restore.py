@@ -132,7 +132,7 @@ def fill(
     manifest: Manifest,
     schema: str,
     tell: Callable[[str], None],
-    notice: Callable[[str], object] = log.warning,
+    notice: Callable[[str], None] = lambda words: log.warning(words),
 ) -> None:
     """Restore within the transaction of the caller, who commits only if nothing is raised.
 
