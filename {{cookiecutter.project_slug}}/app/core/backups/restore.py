@@ -91,8 +91,8 @@ def _empty(cursor: Cursor[Any], schema: str, replace: bool) -> None:
         names = ", ".join(name for _, name in there[:3])
         raise BackupError(
             f"Schema {schema} is not empty: it has {names}{', …' if len(there) > 3 else ''}. "
-            "Nothing was changed. To restore beside it, name another schema: SCHEMA=other flask "
-            "backup restore FILE. To remove what is there: --replace"
+            "Nothing was changed. To restore beside it: --into another_schema. To remove what is "
+            "there: --replace"
         )
     if users := content.users_elsewhere(cursor, schema):
         raise BackupError(
