@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PATIENCE, Project, clean_environment, copy_project, free_port, wait_until
@@ -83,12 +84,14 @@ class Service(Project):
     worker: subprocess.Popen[str]
     production: dict[str, str] = field(default_factory=dict)
 
-    def ask(self, kind: str, words: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str]:
+    def ask(
+        self, kind: str, words: tuple[str, ...], environment: dict[str, str]
+    ) -> tuple[int, str]:
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
         print(json.dumps([kind, words, environment]), file=self.worker.stdin, flush=True)
-        code, said = json.loads(self.worker.stdout.readline())
-        return code, said
+        answer: list[Any] = json.loads(self.worker.stdout.readline())
+        return answer
 
     def ok(self, *words: str, **environment: str) -> str:
         code, said = self.ask("flask", words, environment)
@@ -102,7 +105,8 @@ class Service(Project):
         return said
 
     def sql(self, *statements: str, **environment: str) -> str:
-        return self.ask("sql", statements, environment)[1]
+        said: str = self.ask("sql", statements, environment)[1]
+        return said
 
 
 @pytest.fixture(scope="module")
@@ -294,8 +298,9 @@ def test_everything_in_a_schema_comes_back_under_any_name(service: Service, kept
     # The trial's database has no extension yet; a schema of this one has.
     for words in ([], ["--in-schema"]):
         assert "2,906 rows" in service.ok("backup", "verify", "./svc.dump", *words, SCHEMA="svc")
-    said = service.ok("backup", "restore", "./svc.dump", SCHEMA="copy")
-    assert re.findall(r"function (\w+)\(\) still has svc", said) == ["mentions"]
+    result = service.flask("backup", "restore", "./svc.dump", "--into", "copy")
+    assert result.returncode == 0, result.stdout
+    assert re.findall(r"function (\w+)\(\) still has svc", result.stdout) == ["mentions"]
     compare = [service.python, "-c", COMPARE, "svc", "copy"]
     assert service.run(*compare).stdout.startswith("True")
     service.sql("INSERT INTO copy.svc (p) VALUES (1)")
@@ -413,3 +418,213 @@ def programs(service: Service, name: str) -> list[int]:
             if words[0].endswith(name.encode()) and os.path.samefile(process / "cwd", service.path):
                 found.append(int(process.name))
     return found
+
+
+def test_old_ones_go_by_count_and_age(service: Service, kept: Path):
+    service.ok("backup", "create", "backups/0.dump")
+    manifest = json.loads((kept / "0.dump.json").read_text())
+    now = datetime.now(UTC)
+    for days in (1, 2, 10, 20, 30):
+        (kept / f"{days}.dump").write_bytes((kept / "0.dump").read_bytes())
+        created = (now - timedelta(days=days)).isoformat()
+        text = json.dumps(manifest | {"created": created})
+        (kept / f"{days}.dump.json").write_text(text)
+    other = json.dumps(manifest | {"created": "2020-01-01T00:00:00Z", "service": "orders"})
+    (kept / "other.dump").write_bytes((kept / "0.dump").read_bytes())
+    (kept / "other.dump.json").write_text(other)
+    (kept / "mine.dump").touch()
+    (kept / "gone.dump.json").write_text(json.dumps(manifest))
+    ours = {"mine", "other"}
+
+    def left() -> set[str]:
+        return {name.removesuffix(".dump") for name in dumps(kept)} - ours
+
+    words = ["backup", "prune"]
+    rule = {"BACKUP_KEEP": "2", "BACKUP_KEEP_DAYS": "15"}
+    assert service.ok(*words, "--dry-run", **rule).count("would remove") == 3
+    assert left() == {"0", "1", "2", "10", "20", "30"}
+    assert service.ok(*words, **rule).count("removed") == 3
+    assert left() == {"0", "1", "2", "10"}
+    assert not (kept / "gone.dump.json").exists()
+    service.ok(*words, BACKUP_KEEP="3", BACKUP_KEEP_DAYS="0")
+    assert left() == {"0", "1", "2"}
+    service.ok(*words, BACKUP_KEEP="1", BACKUP_KEEP_DAYS="0")
+    assert left() == {"0"}
+    assert {f"{name}.dump" for name in ours} <= {*dumps(kept)}
+    assert "BACKUP_KEEP is '0'" in service.refused(*words, BACKUP_KEEP="0")
+
+
+def test_two_roles_and_a_password_that_nobody_sees(service: Service, kept: Path):
+    """The owner of the tables migrates and backs up; it may create no database and no schema."""
+    service.sql(
+        "CREATE ROLE owner LOGIN PASSWORD 'hunter2'",
+        "CREATE ROLE reader LOGIN",
+        "CREATE SCHEMA duo AUTHORIZATION owner",
+        "GRANT USAGE ON SCHEMA duo TO reader",
+    )
+    url = service.production["DATABASE_URL"]
+    duo = {
+        "SCHEMA": "duo",
+        "DATABASE_URL": url.replace("//postgres@", "//reader@"),
+        "DATABASE_URL_MIGRATIONS": url.replace("//postgres@", "//owner:hunter2@"),
+        "SERVICE_ROLE": "reader",
+    }
+    service.ok("db", "upgrade", **duo)
+    rows = "INSERT INTO authors (name) VALUES ('A'), ('B')"
+    service.sql(rows, **duo)
+
+    # What the programs are started with, and with which password.
+    spy = service.path / "spy"
+    spy.mkdir()
+    find = "from app.core import embedded; print(embedded.find_program('pg_dump').parent)"
+    real = service.run(service.python, "-c", find).stdout.strip()
+    for program in ("pg_dump", "pg_restore"):
+        script = f'#!/bin/sh\necho "$0 $@" >> spy/words\nexec {real}/{program} "$@"\n'
+        (spy / program).write_text(script)
+        (spy / program).chmod(0o755)
+    service.ok("backup", "create", "backups/duo.dump", PATH=f"{spy}:{os.environ['PATH']}", **duo)
+    words = (spy / "words").read_text()
+    assert "user=owner" in words
+    assert "hunter2" not in words
+    shutil.rmtree(spy)
+
+    said = service.refused("backup", "verify", "duo.dump", **duo)
+    assert "ALTER ROLE" in said
+    assert "CREATEDB" in said
+    service.sql("ALTER ROLE owner CREATEDB")
+    service.ok("backup", "verify", "duo.dump", **duo)
+    service.sql("DELETE FROM authors WHERE name = 'A'", **duo)
+    service.ok("backup", "restore", "duo.dump", "--replace", **duo)
+    assert service.sql("SELECT count(*) FROM authors", **duo) == "[(2,)]"
+    service.sql("INSERT INTO authors (name) VALUES ('C')", **duo)
+    doctor = service.ask("flask", ("doctor",), duo)[1]
+    assert "has the privileges that the models need" in doctor
+
+    # Who sees only some rows makes no backup of some rows.
+    alone = {"DATABASE_URL_MIGRATIONS": duo["DATABASE_URL"], "SERVICE_ROLE": ""}
+    service.sql("ALTER TABLE duo.authors ENABLE ROW LEVEL SECURITY")
+    said = service.refused("backup", "create", **duo | alone)
+    assert "BYPASSRLS" in said
+    service.sql("ALTER TABLE duo.authors DISABLE ROW LEVEL SECURITY")
+    service.sql("REVOKE SELECT ON duo.books FROM reader")
+    said = service.refused("backup", "create", **duo | alone)
+    assert "permission denied for table books" in said
+    assert dumps(kept) == ["duo.dump"]
+    service.sql(
+        "DROP SCHEMA duo CASCADE",
+        "DROP OWNED BY owner, reader",
+        "DROP ROLE owner, reader",
+    )
+
+    # Programs that are missing, too old, or without TLS where the server has it.
+    script = "from app.core.backups import clients; clients.find({})"
+    for arguments, reason in {
+        "99": "The server is PostgreSQL 99, and the newest pg_dump",
+        "18, tls=True": "The connection uses TLS, and the pg_dump of the development wheel",
+    }.items():
+        result = service.run(service.python, "-c", script.format(arguments), PATH="/nowhere")
+        assert reason in result.stdout
+        assert "apt-get install postgresql-client" in result.stdout
+
+
+def test_a_bucket(service: Service, tmp_path: Path):
+    """boto3, and a server that speaks S3."""
+    assert "uv sync --group s3" in service.refused("backup", "list", BACKUP_DIR="s3://bucket/x")
+    project = copy_project(service.path, tmp_path / "book-service")
+    shutil.rmtree(project.path / ".venv")
+    result = project.run("uv", "sync", "--group", "s3")
+    assert result.returncode == 0, result.stdout
+    port = free_port()
+    with (tmp_path / "moto.log").open("w") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    settings = {
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "no_proxy": "127.0.0.1",
+        "BACKUP_DIR": "s3://bucket/books",
+        "DATABASE_URL": service.production["DATABASE_URL"],
+    }
+    try:
+        wait_until(lambda: is_listening(port), "the server listens")
+        with worker(project, **settings) as process:
+            bucket = Service(project.path, process)
+            assert "NoSuchBucket" in bucket.refused("backup", "create")
+            boto(project, settings, "s3.create_bucket(Bucket='bucket')")
+            before = service.sql(ALL)
+            bucket.ok("backup", "create")
+            (name,) = re.findall(r"(\S+\.dump)  .*, whole", bucket.ok("backup", "list"))
+            assert "is whole" in bucket.ok("backup", "verify", "latest")
+            service.sql("DELETE FROM books")
+            bucket.ok("backup", "restore", f"s3://bucket/books/{name}", "--replace")
+            assert service.sql(ALL) == before
+            bucket.ok("backup", "create", "s3://bucket/books/second.dump")
+            said = bucket.refused("backup", "create", "s3://bucket/books/second.dump")
+            assert "exists already" in said
+            bucket.ok("backup", "prune", BACKUP_KEEP="1", BACKUP_KEEP_DAYS="0")
+            listed = boto(project, settings, LIST)
+            assert listed == "['books/second.dump', 'books/second.dump.json']"
+
+            # In pieces, and cut off: nobody sees any of it.
+            service.sql(
+                "CREATE TABLE noise AS SELECT gen_random_uuid() FROM generate_series(1, 1200000)"
+            )
+            create = [project.python, "-m", "flask", "backup", "create", "s3://bucket/books/k.dump"]
+            with project.popen(*create, **settings) as killed:
+                wait_until(lambda: boto(project, settings, PARTS) != "[]", "a part is uploaded")
+                killed.kill()
+                killed.communicate()
+            assert boto(project, settings, LIST) == listed
+            assert boto(project, settings, UPLOADS) == "1"
+            bucket.ok("backup", "create", "s3://bucket/books/k.dump")
+            assert "1,200,009 rows" in bucket.ok("backup", "verify", "latest")
+            boto(project, settings, SPOIL)
+            service.sql("DROP TABLE noise")
+            assert "SHA-256" in bucket.refused("backup", "restore", "k.dump", "--replace")
+            assert service.sql(ALL) == before
+    finally:
+        server.terminate()
+        server.wait()
+
+
+LIST = "print([o['Key'] for o in s3.list_objects_v2(Bucket='bucket')['Contents']])"
+UPLOADS = "print(len(s3.list_multipart_uploads(Bucket='bucket')['Uploads']))"
+PARTS = """
+found = s3.list_multipart_uploads(Bucket='bucket').get('Uploads', [])
+print([p['PartNumber'] for u in found for p in s3.list_parts(
+    Bucket='bucket', Key=u['Key'], UploadId=u['UploadId']).get('Parts', [])])
+"""
+SPOIL = """
+key = dict(Bucket='bucket', Key='books/k.dump')
+text = bytearray(s3.get_object(**key)['Body'].read())
+text[-5] ^= 1
+s3.put_object(**key, Body=bytes(text))
+"""
+
+
+def boto(project: Project, settings: dict[str, str], script: str) -> str:
+    script = f"import boto3; s3 = boto3.client('s3')\n{script}"
+    result = project.run(project.python, "-c", script, **settings)
+    assert result.returncode == 0, result.stdout
+    return result.stdout.strip()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_every_command_of_the_page(service: Service, kept: Path):
+    service.sql("UPDATE books SET title = 'changed' WHERE id = 1")
+    page = (service.path / "docs/backups.md").read_text()
+    before = service.sql(ALL)
+    for language, text in re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        if language == "sh":
+            result = service.run("sh", "-euc", text)
+            assert result.returncode == 0, result.stdout
+    for line in re.findall(r"`15 3 \* \* \* cd \S+ && (uv run .*?)`", page):
+        assert service.run("sh", "-euc", line).returncode == 0
+    assert service.sql(ALL) == before
+    assert "yesterday" not in service.sql("SELECT nspname FROM pg_namespace")

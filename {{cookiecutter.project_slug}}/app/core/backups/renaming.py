@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from app.core.backups.script import Entry
+from app.core.database import quote
 from app.core.sql import tokens, unquoted
 
 ROUTINES = ("FUNCTION", "PROCEDURE")
@@ -97,7 +98,7 @@ def _translated(sql: str, names: _Names, in_query: bool) -> str:
                 dot, name = [*(text for _, text in pieces[number + 1 : number + 3]), "", ""][:2]
                 means_it = dot == "." and names.has(name, in_query, before == "::")
                 if means_it and not before.endswith("."):
-                    pieces[number] = kind, names.new
+                    pieces[number] = kind, quote(names.new)
         elif kind == "string":
             pieces[number] = kind, _in_a_string(piece, names)
         elif kind == "dollar":
@@ -112,6 +113,6 @@ def _in_a_string(piece: str, names: _Names) -> str:
 
     def name(found: re.Match[str]) -> str:
         means_it = names.has(found[1], in_query=True, is_cast=False)
-        return f"{names.new}.{found[1]}" if means_it else found[0]
+        return f"{quote(names.new)}.{found[1]}" if means_it else found[0]
 
-    return re.sub(rf'(?<![\w."]){names.old}\.("(?:[^"]|"")+"|\w+)', name, piece)
+    return re.sub(rf'(?<![\w."])"?{names.old}"?\.("(?:[^"]|"")+"|\w+)', name, piece)
