@@ -73,6 +73,8 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "SENTRY_DSN",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "UV",
+        "BACKUP_DIR",
+        "BACKUP_BEFORE_MIGRATE",
     }
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= IDENTITY
@@ -349,6 +351,7 @@ LONG = [
     "test_trouble.py",
     "test_deploys.py",
     "test_docker.py",
+    "test_backups.py",
 ]
 
 

@@ -26,6 +26,13 @@ app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/
 app/core/pool.py app/core/privileges.py app/core/releases.py app/core/requests.py
 app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py app/core/sql.py
 app/core/tracing.py app/core/waiting.py
+app/core/backups/__init__.py app/core/backups/before.py app/core/backups/bucket.py
+app/core/backups/cli.py app/core/backups/clients.py app/core/backups/content.py
+app/core/backups/dump.py app/core/backups/errors.py app/core/backups/folder.py
+app/core/backups/manifest.py app/core/backups/places.py app/core/backups/progress.py
+app/core/backups/renaming.py app/core/backups/restore.py app/core/backups/retention.py
+app/core/backups/scratch.py app/core/backups/script.py app/core/backups/snapshot.py
+app/core/backups/source.py app/core/backups/store.py app/core/backups/words.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
 app/core/migrations/failures.py app/core/migrations/lock.py app/core/migrations/looks.py
@@ -55,7 +62,7 @@ app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/heal
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
-docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
+docs/backups.md docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
 tests/test_requests.py tests/test_seeds.py tests/test_session.py tests/test_shell.py
@@ -89,14 +96,17 @@ migrations/versions/0001_initial.py
 GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
 
+WITH_POSTGRES = {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}
+WITH_POSTGRES |= {"Dockerfile", "docs/backups.md"}
+
 # Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
     ("project_name", "Order Desk", {"README.md", "pyproject.toml"}),
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
     ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
-    ("postgres_version", "17", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
-    ("postgres_version", "16", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
+    ("postgres_version", "17", WITH_POSTGRES),
+    ("postgres_version", "16", WITH_POSTGRES),
     ("python_version", "3.12", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
     ("python_version", "3.14", {"Dockerfile", DEVCONTAINER, GITHUB_CI}),
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),

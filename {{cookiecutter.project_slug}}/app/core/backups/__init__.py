@@ -2,3 +2,5 @@
 
 `flask backup …` is in cli.py. What makes one is in dump.py, what brings it back in restore.py.
 """
+
+from app.core.backups.cli import init_app as init_app

@@ -13,6 +13,7 @@ from app.core import embedded
 from app.core.backups.errors import BackupError
 
 PROGRAMS = ("pg_dump", "pg_restore")
+ENGLISH = {"LC_ALL": "C"}
 # Where they are without being on the PATH: Debian's packages, the image (Dockerfile), Homebrew.
 FOLDERS = (
     "/usr/lib/postgresql/*/bin",
@@ -20,8 +21,6 @@ FOLDERS = (
     "/opt/homebrew/opt/libpq/bin",
     "/usr/local/opt/libpq/bin",
 )
-# Libraries that were copied beside the programs, for those alone.
-LIBRARIES = "lib"
 INSTALL = """Install PostgreSQL's client, {version} or newer:
   Debian, Ubuntu: apt-get install postgresql-client-{version}
     (if there is none: https://www.postgresql.org/download/linux/debian has every version)
@@ -48,7 +47,7 @@ class Clients:
 
     def environment(self, **changes: str) -> dict[str, str]:
         """What the programs start with: messages in English, because some are read."""
-        return _environment(self.folder) | changes
+        return os.environ | ENGLISH | changes
 
 
 def find(major: int, tls: bool = False, why: str = "The server is PostgreSQL") -> Clients:
@@ -100,7 +99,7 @@ def _version(folder: Path) -> str | None:
     try:
         said = subprocess.run(
             [str(folder / "pg_dump"), "--version"],
-            env=_environment(folder),
+            env=os.environ | ENGLISH,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -110,11 +109,3 @@ def _version(folder: Path) -> str | None:
         return None
     found = re.search(r"\b(\d+(\.\d+)*)", said.stdout)
     return found[1] if found and said.returncode == 0 else None
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    libraries = folder.parent / LIBRARIES
-    environment = os.environ | {"LC_ALL": "C"}
-    if (libraries / "only-for-clients").exists():
-        environment["LD_LIBRARY_PATH"] = str(libraries)
-    return environment

@@ -26,18 +26,20 @@ WITH home AS (SELECT oid FROM pg_namespace WHERE nspname = %s), ours AS (
     UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_type t, home WHERE typnamespace = home.oid
     UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc p, home WHERE pronamespace = home.oid
 )
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid) FROM pg_depend d
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), n.nspname FROM pg_depend d
 JOIN ours ON (d.refclassid, d.refobjid) = (ours.classid, ours.oid)
 LEFT JOIN pg_rewrite w ON (d.classid, d.objid) = ('pg_rewrite'::regclass, w.oid)
 LEFT JOIN pg_constraint k ON (d.classid, d.objid) = ('pg_constraint'::regclass, k.oid)
 LEFT JOIN pg_attrdef f ON (d.classid, d.objid) = ('pg_attrdef'::regclass, f.oid)
 LEFT JOIN pg_trigger t ON (d.classid, d.objid) = ('pg_trigger'::regclass, t.oid)
-JOIN pg_class c ON c.oid = coalesce(
+LEFT JOIN pg_proc p ON (d.classid, d.objid) = ('pg_proc'::regclass, p.oid)
+LEFT JOIN pg_type y ON (d.classid, d.objid) = ('pg_type'::regclass, y.oid)
+LEFT JOIN pg_class c ON c.oid = coalesce(
     w.ev_class, k.conrelid, f.adrelid, t.tgrelid,
     CASE d.classid WHEN 'pg_class'::regclass THEN d.objid END
 )
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relnamespace <> (SELECT oid FROM home) AND n.nspname <> 'pg_toast'
+JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace, y.typnamespace)
+WHERE n.oid <> (SELECT oid FROM home) AND n.nspname <> 'pg_toast'
   AND d.deptype IN ('n', 'a') ORDER BY 1
 """
 # How DROP calls what the catalog calls otherwise.
@@ -60,9 +62,10 @@ def tables(cursor: Cursor[Any], schema: str) -> list[str]:
     return [name for (name,) in cursor.execute(TABLES, [schema]).fetchall()]
 
 
-def users_elsewhere(cursor: Cursor[Any], schema: str) -> list[str]:
-    """What in other schemas would be lost with this one: views, foreign keys, columns."""
-    return [words for (words,) in cursor.execute(USERS_ELSEWHERE, [schema]).fetchall()]
+def users_elsewhere(cursor: Cursor[Any], schema: str, where: str | None = None) -> list[str]:
+    """What in other schemas, or in that one, depends on this one: views, foreign keys, columns."""
+    found = cursor.execute(USERS_ELSEWHERE, [schema]).fetchall()
+    return [words for words, name in found if where in (None, name)]
 
 
 def rows(cursor: Cursor[Any], schema: str, table: str) -> int:

@@ -13,13 +13,12 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from app.config import PROJECT, Settings
-from app.core.backups import clients, snapshot
+from app.core.backups import clients, snapshot, words
 from app.core.backups.clients import Clients
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Manifest
 from app.core.backups.snapshot import LOCK_SECONDS, Snapshot
 from app.core.backups.store import Store, Writer
-from app.core.backups.words import megabytes
 
 PIECE = 256 * 1024
 NOW_DUMPS = re.compile(r"dumping contents of table \"?(.+?)\"?$")
@@ -101,7 +100,7 @@ def _dump(
             output.write(piece)
             digest.update(piece)
             size += len(piece)
-            tell(f"writing: {megabytes(size)}{said.where}")
+            tell(f"writing: {words.size(size)}{said.where}")
         if process.wait():
             said.join()
             raise BackupError(_why(said.last, process.returncode))
@@ -162,10 +161,10 @@ class _Said(Thread):
     def run(self) -> None:
         with suppress(ValueError):
             for line in self.stream:
-                words = line.decode("utf-8", "replace").strip().removeprefix("pg_dump: ")
-                if found := NOW_DUMPS.search(words):
+                said = line.decode("utf-8", "replace").strip().removeprefix("pg_dump: ")
+                if found := NOW_DUMPS.search(said):
                     self.table += 1
                     name = found[1].rpartition(".")[2]
                     self.where = f", table {name} ({self.table} of {self.tables})"
-                elif words.startswith(("error:", "detail:", "hint:")) or self.errors:
-                    self.errors.append(words.removeprefix("error: "))
+                elif said.startswith(("error:", "detail:", "hint:")) or self.errors:
+                    self.errors.append(said.removeprefix("error: "))

@@ -10,17 +10,24 @@ import structlog
 from psycopg import Cursor, errors, sql
 from sqlalchemy import Connection
 
-from app.core import extensions
+from app.config import Settings
+from app.core import extensions, history, privileges
 from app.core.backups import clients, content
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Manifest
 from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
 from app.core.backups.source import reading
-from app.core.database import RESET_SESSION
+from app.core.database import RESET_SESSION, connect_directly
+from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
 SINCE_17 = re.compile(rb"(?m)^SET transaction_timeout = 0;\n")
+
+# How long a statement of the service may keep us from its table.
+LOCK_SECONDS = 20
+OPTIONS = ["statement_timeout=0", "idle_in_transaction_session_timeout=0"]
+OPTIONS += ["client_connection_check_interval=1s"]
 
 log = structlog.get_logger("backup")
 
@@ -37,9 +44,86 @@ def restore_into(
     """
     manifest = Manifest.read(file)
     with file.open("rb") as dump, connection.begin():
-        fill(_driver(connection), dump, manifest, schema, tell)
+        fill(driver(connection), dump, manifest, schema, tell)
     analyze(connection, schema)
     return manifest
+
+
+def over(
+    settings: Settings,
+    dump: IO[bytes],
+    manifest: Manifest,
+    replace: bool,
+    tell: Callable[[str], None],
+) -> str:
+    """Restore into the service's schema while nobody migrates it; what `flask db upgrade` would do.
+
+    `replace`: remove what is there, in the same transaction. Raises `BackupError`, and
+    `CommandError` if somebody else is migrating; then nothing changed.
+    """
+    schema = settings.schema_name
+    with connect_directly(settings, f"lock_timeout={LOCK_SECONDS}s", *OPTIONS) as connection:
+        lock.take(connection, settings)
+        if settings.service_role:
+            privileges.check_role(connection, settings.service_role)
+        try:
+            with connection.begin():
+                _empty(Cursor(driver(connection)), schema, replace)
+                fill(driver(connection), dump, manifest, schema, tell)
+        except errors.LockNotAvailable:
+            by = failures.blocker(connection, "", schema)
+            raise BackupError(
+                f"A table stayed in use for {LOCK_SECONDS} s by {by}. Nothing was changed. Stop "
+                "the service while you restore over its tables, then run this again."
+            ) from None
+        tell("analyzing tables")
+        analyze(connection, schema)
+        if settings.service_role:
+            privileges.grant(connection, schema, settings.service_role)
+    return _next_step(manifest)
+
+
+def _empty(cursor: Cursor[Any], schema: str, replace: bool) -> None:
+    there = content.objects(cursor, schema)
+    if not there:
+        return
+    if not replace:
+        names = ", ".join(name for _, name in there[:3])
+        raise BackupError(
+            f"Schema {schema} is not empty: it has {names}{', …' if len(there) > 3 else ''}. "
+            "Nothing was changed. To restore beside it: --into another_schema. To remove what is "
+            "there: --replace"
+        )
+    if users := content.users_elsewhere(cursor, schema):
+        raise BackupError(
+            f"Other schemas use what is in {schema} and would lose: {'; '.join(users)}. Nothing "
+            "was changed. Drop these first, and make them again after the restore."
+        )
+    content.lock(cursor, schema, content.tables(cursor, schema), "ACCESS EXCLUSIVE")
+    content.drop(cursor, schema)
+
+
+def _next_step(manifest: Manifest) -> str:
+    if not history.FOLDER.exists():
+        return "This project has no migrations/."
+    at = set(manifest.revisions)
+    if unknown := sorted(history.unknown(at)):
+        return (
+            f"The database is at revision {unknown[0]}, which is newer than this code, or whose "
+            "file is gone: flask db upgrade would refuse. Deploy the code that has it; see "
+            "docs/recovery.md, The database is ahead of the code."
+        )
+    script = history.load()
+    done = {each.revision for each in history.ancestors(script, at)}
+    pending = [
+        each.revision
+        for each in history.ancestors(script, history.heads())
+        if each.revision not in done
+    ]
+    if not pending:
+        return "The database is at the revision of this code: flask db upgrade has nothing to do."
+    plural = "revision" if len(pending) == 1 else f"{len(pending)} revisions"
+    return f"flask db upgrade would run {plural} {', '.join(pending)}"
 
 
 def fill(
@@ -48,6 +132,7 @@ def fill(
     manifest: Manifest,
     schema: str,
     tell: Callable[[str], None],
+    notice: Callable[[str], None] = lambda words: log.warning(words),
 ) -> None:
     """Restore within the transaction of the caller, who commits only if nothing is raised.
 
@@ -61,9 +146,11 @@ def fill(
         programs = clients.find(manifest.client_major, why="The backup was made by pg_dump")
         with reading(dump, manifest, programs) as entries:
             if schema != manifest.schema_name:
-                entries = renamed(entries, manifest.schema_name, schema, log.warning)
+                entries = renamed(entries, manifest.schema_name, schema, notice)
             for entry in entries:
                 restorer.run(entry)
+        if schema != manifest.schema_name:
+            _refuse_ties(cursor, manifest.schema_name, schema)
         tell("comparing rows")
         compare(cursor, schema, manifest)
 
@@ -94,7 +181,7 @@ def analyze(connection: Connection, schema: str) -> None:
     """Give the planner its numbers, without which the first queries are slow."""
     with connection.begin():
         connection.exec_driver_sql(RESET_SESSION)
-        cursor = Cursor(_driver(connection))
+        cursor = Cursor(driver(connection))
         for name in content.tables(cursor, schema):
             cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, name)))
 
@@ -149,6 +236,15 @@ class _Restorer:
         self.tell(f"restoring: {self.rows:,} of {self.manifest.total_rows:,} rows, {what}")
 
 
+def _refuse_ties(cursor: Cursor[Any], old: str, new: str) -> None:
+    """A copy must not use what is in the schema that it was made of."""
+    if ties := content.users_elsewhere(cursor, old, new):
+        raise BackupError(
+            f"In {new} these would go on using schema {old}: {'; '.join(ties)}. Nothing was "
+            f"changed. Restore into a schema named {old}, in another database."
+        )
+
+
 def _make_a_home(cursor: Cursor[Any], schema: str) -> None:
     if content.exists(cursor, schema):
         if there := content.objects(cursor, schema):
@@ -199,7 +295,8 @@ def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -
         log.warning(words)
 
 
-def _driver(connection: Connection) -> psycopg.Connection[Any]:
+def driver(connection: Connection) -> psycopg.Connection[Any]:
+    """psycopg's own connection, which can COPY."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, psycopg.Connection)
     return driver

@@ -39,7 +39,8 @@ WITH home AS (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s), ours AS 
 )
 SELECT e.extname, n.nspname, e.oid IN (SELECT oid FROM used)
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-WHERE n.nspname = 'extensions' OR e.oid IN (SELECT oid FROM used) ORDER BY 1
+WHERE n.nspname <> 'pg_catalog'
+  AND (n.nspname = 'extensions' OR e.oid IN (SELECT oid FROM used)) ORDER BY 1
 """
 
 
@@ -121,6 +122,11 @@ def _take(connection: psycopg.Connection[Any], schema: str) -> Snapshot:
             # empties, would look empty in an older one.
             content.lock(cursor, schema, tables, "ACCESS SHARE")
             row = cursor.execute("SELECT pg_export_snapshot()").fetchone()
+            if not content.objects(cursor, schema):
+                raise BackupError(
+                    f"Schema {schema} is empty, so there is nothing to back up. Is SCHEMA right? "
+                    "flask db upgrade makes the tables."
+                )
             if row and content.tables(cursor, schema) == tables:
                 return _look(connection, cursor, schema, row[0], tables)
             connection.rollback()

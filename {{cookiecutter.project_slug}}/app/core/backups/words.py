@@ -1,13 +1,13 @@
 """Sizes and times as people say them."""
 
 
-def megabytes(size: float) -> str:
+def size(count: float) -> str:
     """For example 17.9 MB."""
     for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def age(seconds: float) -> str:
