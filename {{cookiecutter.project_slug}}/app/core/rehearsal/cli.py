@@ -3,7 +3,6 @@
 import signal
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,11 +16,9 @@ from app.core.database import DatabaseUnavailable
 from app.core.database_errors import reason
 from app.core.rehearsal.scratch import CannotRehearse
 
-FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
-
 
 @click.command("rehearse")
-@click.argument("file", required=False, type=FILE, metavar="[FILE]")
+@click.argument("file", required=False, metavar="[FILE]")
 @click.option("--from", "start", metavar="REVISION", help="Run what comes after it.")
 @click.option("--previous", metavar="REF", help="The release before: a tag, branch or commit.")
 @click.option(
@@ -31,7 +28,7 @@ FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 @click.option("--writers", type=click.IntRange(0, 100), default=4, show_default=True)
 @click.option(
     "--rate",
-    type=click.FloatRange(0.1, 1000),
+    type=click.IntRange(1, 1000),
     default=50,
     show_default=True,
     help="Statements a second of each of them.",
@@ -41,7 +38,8 @@ FILE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 def rehearse_command(as_json: bool, **words: Any) -> None:
     """Run the pending revisions on a copy of the data, under load.
 
-    FILE is a backup of `flask backup create`: the copy is made of it. Without FILE, the copy is an
+    FILE is a backup of `flask backup create` (a path, a name in BACKUP_DIR, s3://bucket/name, or
+    `latest`): the copy is made of it. Without FILE, the copy is an
     empty database with the seeds of the last release, or with many copies of them (--rows).
 
     The copy is a database of its own on the embedded server, or on that of

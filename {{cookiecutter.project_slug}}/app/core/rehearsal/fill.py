@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL
 
 from app.config import Settings
-from app.core.backups.restore import restore_into
+from app.core.backups import restore
+from app.core.backups.store import Backup, Store
 from app.core.database import connect_directly
 from app.core.rehearsal.previous import Code, code_of
 from app.core.rehearsal.revisions import Plan, upgrade
@@ -19,6 +19,7 @@ from app.core.waiting import telling
 # What belongs to the service itself, not to a scratch database.
 WITHOUT: dict[str, Any] = {
     "database_pooled": False,
+    "backup_before_migrate": False,
     "service_role": None,
     "sentry_dsn": None,
     "otel_exporter_otlp_endpoint": None,
@@ -46,11 +47,15 @@ def service_on(url: URL, settings: Settings) -> Iterator[Settings]:
         os.environ.update(before)
 
 
-def with_backup(file: Path, schema: str, settings: Settings) -> str:
+def with_backup(store: Store, backup: Backup, settings: Settings) -> str:
     """Restore a backup; say which."""
-    with telling(f"restoring {file}") as tell, connect_directly(settings) as connection:
-        manifest = restore_into(file, connection, schema, tell)
-    return f"{file.name} ({manifest.total_rows:,} rows of {manifest.created:%Y-%m-%d})"
+    manifest, schema = backup.manifest, settings.schema_name
+    assert manifest is not None
+    with telling(f"restoring {backup.name}") as tell, connect_directly(settings) as connection:
+        store.check(backup)
+        with store.open(backup.name) as dump, connection.begin():
+            restore.fill(restore.driver(connection), dump, manifest, schema, tell)
+    return f"{backup.name} ({manifest.total_rows:,} rows of {manifest.created:%Y-%m-%d})"
 
 
 def with_seeds(

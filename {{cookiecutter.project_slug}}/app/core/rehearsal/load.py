@@ -53,7 +53,7 @@ class Wanted(Protocol):
 
     readers: int
     writers: int
-    rate: float
+    rate: int
 
 
 @dataclass

@@ -12,7 +12,8 @@ from sqlalchemy import URL
 
 from app.config import Settings
 from app.core import extensions, history, releases
-from app.core.backups.manifest import Manifest
+from app.core.backups import places
+from app.core.backups.store import Backup, Store
 from app.core.rehearsal import judge, tables
 from app.core.rehearsal.fill import service_on, with_backup, with_seeds
 from app.core.rehearsal.load import Load
@@ -30,19 +31,20 @@ PREVIOUS = "previous release"
 class Options:
     """What the command line says."""
 
-    file: Path | None = None
+    file: str | None = None
     start: str | None = None
     previous: str | None = None
     rows: int = 0
     readers: int = 4
     writers: int = 4
-    rate: float = 50
+    rate: int = 50
 
 
 def rehearse(settings: Settings, options: Options) -> Report:
     """Do all of it; raises `CannotRehearse`, and `BackupError` for a file that is none."""
-    backup = {*Manifest.read(options.file).revisions} if options.file else None
-    chosen = plan(options.start, backup)
+    backup = places.existing(settings, options.file) if options.file else None
+    manifest = backup[1].manifest if backup else None
+    chosen = plan(options.start, {*manifest.revisions} if manifest else None)
     if not chosen.pending:
         return Report(title=f"nothing to rehearse: no revision is pending {chosen.why}")
     with ExitStack() as stack:
@@ -50,7 +52,8 @@ def rehearse(settings: Settings, options: Options) -> Report:
         url = stack.enter_context(scratch_database(settings))
         own = stack.enter_context(service_on(url, settings))
         limit = own.migration_lock_timeout_ms / 1000
-        return Rehearsal(own, options, chosen, url, Report(limit_seconds=limit), stack).run()
+        report = Report(limit_seconds=limit)
+        return Rehearsal(own, options, chosen, backup, url, report, stack).run()
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Rehearsal:
     settings: Settings
     options: Options
     plan: Plan
+    backup: tuple[Store, Backup] | None
     url: URL
     report: Report
     stack: ExitStack
@@ -98,9 +102,9 @@ class Rehearsal:
             self._check(PREVIOUS, f"not asked: {error}")
 
     def _fill(self) -> str:
-        if file := self.options.file:
-            _say(f"restoring {file}")
-            return with_backup(file, self.settings.schema_name, self.settings)
+        if self.backup:
+            _say(f"restoring {self.options.file}")
+            return with_backup(*self.backup, self.settings)
         _say(f"upgrading to {self.plan.base}, and planting seeds")
         rows = self.options.rows
         source, *faults = with_seeds(self.plan, self.previous, self.url, self.settings, rows)
