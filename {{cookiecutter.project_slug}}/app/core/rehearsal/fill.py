@@ -55,7 +55,8 @@ def with_backup(store: Store, backup: Backup, settings: Settings) -> str:
         store.check(backup)
         with store.open(backup.name) as dump, connection.begin():
             restore.fill(restore.driver(connection), dump, manifest, schema, tell)
-    return f"{backup.name} ({manifest.total_rows:,} rows of {manifest.created:%Y-%m-%d})"
+    rows = manifest.total_rows - manifest.rows.get("alembic_version", 0)
+    return f"{backup.name} ({rows:,} rows of {manifest.created:%Y-%m-%d})"
 
 
 def with_seeds(
