@@ -67,6 +67,7 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "APP_ENV",
         "DATABASE_URL",
         "DATABASE_URL_MIGRATIONS",
+        "REHEARSAL_DATABASE_URL",
         "SCHEMA",
         "SECRET_KEY",
         "PORT",
@@ -74,6 +75,8 @@ def clean_environment(**changes: str | None) -> dict[str, str]:
         "SENTRY_DSN",
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "UV",
+        "BACKUP_DIR",
+        "BACKUP_BEFORE_MIGRATE",
     }
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     environment |= IDENTITY
@@ -368,6 +371,7 @@ LONG = [
     "test_trouble.py",
     "test_deploys.py",
     "test_docker.py",
+    "test_backups.py",
 ]
 
 

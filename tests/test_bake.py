@@ -17,15 +17,22 @@ FILES = """
 .pre-commit-config.yaml Dockerfile README.md compose.yaml gunicorn.conf.py init.sh pyproject.toml
 .devcontainer/devcontainer.json
 app/__init__.py app/config.py
-app/core/__init__.py app/core/api.py app/core/backfill.py app/core/capacity.py app/core/commands.py
-app/core/cors.py app/core/database.py app/core/database_errors.py app/core/docs.py
-app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
-app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
-app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
-app/core/overview.py
-app/core/pool.py app/core/pooled.py app/core/privileges.py app/core/refusals.py
-app/core/requests.py app/core/rows.py app/core/sentry.py
-app/core/session.py app/core/shell.py app/core/sql.py app/core/tracing.py app/core/waiting.py
+app/core/__init__.py app/core/api.py app/core/backfill.py app/core/capacity.py
+app/core/commands.py app/core/cors.py app/core/database.py app/core/database_errors.py
+app/core/docs.py app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py
+app/core/etags.py app/core/examples.py app/core/extensions.py app/core/headers.py
+app/core/history.py app/core/hosts.py app/core/inputs.py app/core/logs.py app/core/metrics.py
+app/core/openapi.py app/core/overload.py app/core/overview.py app/core/pool.py app/core/pooled.py
+app/core/privileges.py app/core/refusals.py app/core/releases.py app/core/requests.py
+app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py app/core/sql.py
+app/core/tracing.py app/core/waiting.py
+app/core/backups/__init__.py app/core/backups/before.py app/core/backups/bucket.py
+app/core/backups/cli.py app/core/backups/clients.py app/core/backups/content.py
+app/core/backups/dump.py app/core/backups/errors.py app/core/backups/folder.py
+app/core/backups/manifest.py app/core/backups/places.py app/core/backups/progress.py
+app/core/backups/renaming.py app/core/backups/restore.py app/core/backups/retention.py
+app/core/backups/scratch.py app/core/backups/script.py app/core/backups/snapshot.py
+app/core/backups/source.py app/core/backups/store.py app/core/backups/words.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
 app/core/migrations/failures.py app/core/migrations/lock.py app/core/migrations/looks.py
@@ -35,6 +42,11 @@ app/core/migrations/revision_text.py app/core/migrations/safe_operations.py
 app/core/migrations/server_defaults.py app/core/migrations/types.py app/core/migrations/unseen.py
 app/core/migrations/template/alembic.ini.mako app/core/migrations/template/env.py
 app/core/migrations/template/script.py.mako
+app/core/rehearsal/__init__.py app/core/rehearsal/cli.py app/core/rehearsal/fill.py
+app/core/rehearsal/judge.py app/core/rehearsal/load.py app/core/rehearsal/models.py
+app/core/rehearsal/previous.py app/core/rehearsal/report.py app/core/rehearsal/revisions.py
+app/core/rehearsal/run.py app/core/rehearsal/scratch.py app/core/rehearsal/tables.py
+app/core/rehearsal/watch.py
 app/core/safety/__init__.py app/core/safety/catalog.py app/core/safety/checks.py
 app/core/safety/concurrently.py app/core/safety/copy.py app/core/safety/dry_run.py
 app/core/safety/hazards.py app/core/safety/lint.py app/core/safety/listener.py
@@ -50,11 +62,12 @@ app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/heal
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
-docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
+docs/backups.md docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md
+docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_home.py
-tests/test_migrations.py
-tests/test_requests.py tests/test_seeds.py tests/test_session.py tests/test_shell.py
+tests/test_migrations.py tests/test_requests.py tests/test_seeds.py tests/test_session.py
+tests/test_shell.py
 app/static/home.css
 app/core/server/__init__.py app/core/server/bodies.py app/core/server/connections.py
 app/core/server/worker.py
@@ -107,14 +120,17 @@ BOTH_PAGES = {"README.md", "docs/deploying.md"}
 # What every other answer than Docker changes.
 DEPLOYED = BOTH_PAGES | {GITHUB_CI} | DEPLOY_FILES["Docker"]
 
+WITH_POSTGRES = {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}
+WITH_POSTGRES |= {"Dockerfile", "docs/backups.md"}
+
 # Every answer that differs from the default, and the files that must show it.
 ANSWERS = [
     ("project_name", "Order Desk", {"README.md", "pyproject.toml"}),
     ("description", "It takes orders.", {"README.md", "pyproject.toml"}),
     ("author_name", "Ada", {"LICENSE", "pyproject.toml"}),
     ("db_schema", "orders", {".env.example", ".flaskenv", "docs/deploying.md", "docs/recovery.md"}),
-    ("postgres_version", "17", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
-    ("postgres_version", "16", {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}),
+    ("postgres_version", "17", WITH_POSTGRES),
+    ("postgres_version", "16", WITH_POSTGRES),
     ("python_version", "3.12", {"Dockerfile", "docs/deploying.md", DEVCONTAINER, GITHUB_CI}),
     ("python_version", "3.14", {"Dockerfile", "docs/deploying.md", DEVCONTAINER, GITHUB_CI}),
     ("license", "BSD-3-Clause", {"LICENSE", "README.md", "pyproject.toml"}),

@@ -157,6 +157,7 @@ def test_its_commands_pass_and_find_what_is_wrong(project: Project, tmp_path):
         "uv run mypy",
         "uv run flask db lint",
         "uv run flask db check",
+        "uv run flask db rehearse",
         "uv run pytest",
     ]
 

@@ -168,6 +168,28 @@ def test_production_refuses_to_start_without_secret(service: "Stack") -> None:
         run("docker", "run", "--rm", "-e", "DATABASE_URL=postgresql://app@db/app", service.image)
 
 
+@pytest.mark.parametrize("name", ["service", "orders"])
+def test_backups_in_the_image(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """With the programs of the server's version, whatever Debian that image is of."""
+    running: Stack = request.getfixturevalue(name)
+    tmp_path.chmod(0o777)
+    options = ["--read-only", "--user", ME, "--network", f"{running.name}_default"]
+    options += ["--volume", f"{tmp_path}:/backups", "--env", "BACKUP_DIR=/backups"]
+    options += ["--env", "SECRET_KEY=only-for-this-test"]
+    options += ["--env", "DATABASE_URL=postgresql://app:app@db/app"]
+    options += ["--env", f"SCHEMA={'orders' if name == 'orders' else 'public'}"]
+    command = ["docker", "run", "--rm", *options, running.image, "sh", "-euc"]
+    said = run(*command, "flask backup create && flask backup prune && flask backup verify latest")
+    lines = [json.loads(line) for line in said.splitlines()]
+    assert [line["level"] for line in lines] == ["info"] * 3
+    assert "is whole: restored into database" in lines[-1]["event"]
+    (manifest,) = (json.loads(file.read_text()) for file in tmp_path.glob("*.json"))
+    server = running.sql("SHOW server_version_num")[0][0]
+    assert manifest["server_version"].split(".")[0] == server[:2]
+    again = "flask backup restore latest --replace --yes-in-production && psql --version"
+    assert "has nothing to do" in run(*command, again)
+
+
 def test_three_replicas_migrate_an_empty_database_once(service: "Stack") -> None:
     service.sql("CREATE DATABASE replicas")
     with contextlib.ExitStack() as running:

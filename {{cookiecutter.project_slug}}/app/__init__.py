@@ -4,6 +4,7 @@ from apiflask import APIFlask
 
 from app.config import PROJECT, Settings, load_settings
 from app.core import (
+    backups,
     commands,
     cors,
     database,
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> APIFlask:
     database.init_app(app, settings)
     migrations.init_app(app)
     commands.init_app(app)
+    backups.init_app(app)
     seeding.init_app(app, SEEDS)
     shell.init_app(app)
     inputs.init_app(app)

@@ -199,6 +199,14 @@ def _otlp_endpoint(value: str | None) -> str | None:
     return _with_its_packages(value, "otel", *(f"opentelemetry.{name}" for name in packages))
 
 
+def _backup_dir(value: str) -> str:
+    if not value.startswith("s3://"):
+        return value
+    if not re.fullmatch(r"s3://[\w.-]+(/.*)?", value):
+        raise ValueError(f"is {value!r}. It must be a folder, or s3://bucket/prefix.")
+    return str(_with_its_packages(value, "s3", "boto3"))
+
+
 def _with_its_packages(value: str | None, group: str, *modules: str) -> str | None:
     """Refuse to start without packages that the setting needs and that few services install."""
     if value is not None and not all(map(_is_installed, modules)):
@@ -291,6 +299,13 @@ class Settings(BaseSettings):
     # A revision: it and those before it are older than `flask db lint` in this project.
     migration_lint_start_after: str | None = None
     migration_lock_wait_seconds: float = Field(300, ge=0, allow_inf_nan=False)
+
+    # A folder, in the project unless it begins with /, or s3://bucket/prefix.
+    backup_dir: Annotated[str, AfterValidator(_backup_dir)] = "backups"
+    backup_keep: int = Field(7, ge=1)
+    backup_keep_days: int = Field(14, ge=0)
+    backup_before_migrate: bool = False
+    rehearsal_database_url: DatabaseUrl = Field(None, repr=False)
 
     @property
     def production(self) -> bool:

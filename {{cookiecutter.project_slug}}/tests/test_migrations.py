@@ -1,9 +1,7 @@
 """The revisions in migrations/ go up, down and up again, are safe, and match the models."""
 
-import subprocess
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import flask_migrate
 from alembic.runtime.environment import EnvironmentContext
@@ -14,37 +12,18 @@ from flask.testing import FlaskCliRunner
 from sqlalchemy import inspect, text
 from sqlalchemy.orm import Session
 
-from app.config import ROOT, Settings
-from app.core import history
+from app.config import Settings
+from app.core import history, releases
 from app.models import db
-
-# Where the released code may be; the best place comes first.
-MAIN_BRANCHES = ["origin/HEAD", "origin/main", "origin/master", "main", "master"]
-
-
-def git(*words: str) -> list[str]:
-    """The lines that git answers; none if it does not know or is not installed."""
-    try:
-        return subprocess.check_output(
-            ["git", *words], cwd=ROOT, text=True, stderr=subprocess.DEVNULL
-        ).splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        return []
 
 
 def last_release() -> str:
     """The newest revision in the last tag or, without tags, the main branch; otherwise `base`."""
-    for place in [*git("describe", "--tags", "--abbrev=0"), *MAIN_BRANCHES]:
-        if names := git("ls-tree", "--name-only", place, "migrations/versions/"):
-            released = [
-                each
-                for each in history.load().walk_revisions()
-                if f"migrations/versions/{Path(each.path).name}" in names
-            ]
-            followed = {parent for each in released for parent in each._all_down_revisions}
-            newest = {each.revision for each in released} - followed
-            return newest.pop() if len(newest) == 1 else "base"
-    return "base"
+    names = releases.released_revisions()
+    released = [each for each in history.load().walk_revisions() if each.revision in names]
+    followed = {parent for each in released for parent in each._all_down_revisions}
+    newest = names - followed
+    return newest.pop() if len(newest) == 1 else "base"
 
 
 def tables() -> set[str]:

@@ -31,7 +31,7 @@ def backfill(
     assignments: str,
     where: str,
     *,
-    batch_size: int = 20_000,
+    batch_size: int = 5_000,
     pause_seconds: float = 0.05,
 ) -> int:
     """UPDATE `table` SET `assignments` WHERE `where`, in batches; return how many rows changed.

@@ -1,6 +1,6 @@
 """One format for every log line: text in development, JSON in production.
 
-A person who runs a command sees plain lines instead: see `_is_read_by_a_person`.
+A person who runs a command sees plain lines instead: see `is_read_by_a_person`.
 """
 
 import logging.config
@@ -56,6 +56,8 @@ def logging_config(settings: Settings) -> dict[str, Any]:
             "alembic.runtime.plugins": {"level": "WARNING"},
             "alembic.ddl.postgresql": {"level": "WARNING"},
             "alembic.runtime.migration": {"filters": ["news"]},
+            # It says where it found its credentials, each time.
+            "botocore": {"level": "WARNING"},
             # gunicorn's own handler would print every line twice.
             "gunicorn.error": {"handlers": [], "propagate": True},
         },
@@ -63,7 +65,7 @@ def logging_config(settings: Settings) -> dict[str, Any]:
 
 
 def _render(production: bool, logger: Any, method: str, event: Any) -> Any:
-    if _is_read_by_a_person(production):
+    if is_read_by_a_person(production):
         for field in ("timestamp", "level", "logger"):
             event.pop(field, None)
         return PLAIN_LINE(logger, method, event)
@@ -76,7 +78,7 @@ def _render(production: bool, logger: Any, method: str, event: Any) -> Any:
     return TEXT_LINE(logger, method, event)
 
 
-def _is_read_by_a_person(production: bool) -> bool:
+def is_read_by_a_person(production: bool) -> bool:
     """Whether this comes from a `flask` command, not from the service or a deployment job."""
     command = click.get_current_context(silent=True)
     if command is None or command.command_path.endswith(COMMANDS_OF_THE_SERVICE):
@@ -98,7 +100,7 @@ def without_rows(words: str, error: Any) -> str:
 def say(words: str, err: bool = False) -> None:
     """Say what a command does: to a person in a plain line, else in a line of the log."""
     production = current_app.config["SETTINGS"].production
-    if not production or _is_read_by_a_person(production):
+    if not production or is_read_by_a_person(production):
         click.echo(words, err=err)
     else:
         log.info(words)

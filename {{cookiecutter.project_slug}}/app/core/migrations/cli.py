@@ -1,4 +1,4 @@
-"""The commands `flask db …`: Flask-Migrate's, with plain words for a broken history, and `lint`."""
+"""The commands `flask db …`: Flask-Migrate's with plain words, `lint` and `rehearse`."""
 
 import sys
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from sqlalchemy.exc import DBAPIError
 from app.core import history
 from app.core.database_errors import reason
 from app.core.migrations.failures import JOIN_THE_HEADS
+from app.core.rehearsal.cli import rehearse_command
+from app.core.rehearsal.scratch import CannotRehearse
 from app.core.safety import judge_pending
 from app.models import db
 
 # Where they go unless told otherwise; with several heads there is no such place.
-TO_THE_HEAD = ("upgrade", "migrate", "revision", "show", "stamp")
+TO_THE_HEAD = ("upgrade", "migrate", "revision", "show", "stamp", "rehearse")
 
 
 def init_app(app: Flask) -> None:
@@ -40,7 +42,8 @@ def _with_readable_history(callback: Any, name: str) -> Callable[..., Any]:
     @wraps(callback)
     def checked(*words: Any, **options: Any) -> Any:
         if history.FOLDER.exists():
-            _check_history(needs_one_head=name in TO_THE_HEAD and _goes_to_head(options))
+            refusal = CannotRehearse if name == "rehearse" else click.ClickException
+            _check_history(name in TO_THE_HEAD and _goes_to_head(options), refusal)
         return callback(*words, **options)
 
     return checked
@@ -50,29 +53,29 @@ def _goes_to_head(options: dict[str, Any]) -> bool:
     return str(options.get("revision", "head")) == "head" and options.get("head", "head") == "head"
 
 
-def _check_history(needs_one_head: bool) -> None:
+def _check_history(needs_one_head: bool, refusal: type[click.ClickException]) -> None:
     for revision, files in history.files_by_revision().items():
         if len(files) > 1:
-            raise click.ClickException(
+            raise refusal(
                 f"{' and '.join(files)} are both revision {revision}. Give one of them another "
                 "`revision`, and change the next one's `down_revision` to match."
             )
     try:
         heads = history.load().get_heads()
     except KeyError as error:
-        raise click.ClickException(
+        raise refusal(
             f"Revision {error.args[0]} is missing, and a file in migrations/versions builds on it. "
             "Restore its file (git log --diff-filter=D --stat -- migrations/versions shows what "
             "was deleted), or set the other one's `down_revision`."
         ) from None
     except CommandError as error:
-        raise click.ClickException(str(error)) from None
+        raise refusal(str(error)) from None
     except Exception as error:
-        raise click.ClickException(
+        raise refusal(
             f"A file in migrations/versions cannot be loaded: {type(error).__name__}: {error}"
         ) from None
     if needs_one_head and len(heads) > 1:
-        raise click.ClickException(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")
+        raise refusal(f"There are several heads: {', '.join(heads)}. {JOIN_THE_HEADS}")
 
 
 @click.command("lint")
@@ -101,6 +104,7 @@ def _extend_flask_migrate() -> None:
         for option in flask_db.commands[name].params:
             if option.name == "rev_id":
                 option.default = history.next_revision_id
+    flask_db.add_command(rehearse_command)
     for name, command in flask_db.commands.items():
         if name not in ("init", "list-templates"):
             command.callback = _with_readable_history(command.callback, name)

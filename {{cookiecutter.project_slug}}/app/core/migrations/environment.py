@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateSchema
 
 from app.config import Settings
 from app.core import extensions, history, privileges
+from app.core.backups.before import before_migration
 from app.core.database import RESET_SESSION, connect_directly, quote
 from app.core.database_errors import is_in_use, reason
 from app.core.migrations import failures, lock, naming, offline
@@ -60,6 +61,8 @@ def run() -> None:
         warns = settings.app_env == "development" and _command() in ("upgrade", "prepare")
         if writes and at and warns:
             _warn_of_hazards(settings, at)
+        if settings.backup_before_migrate and _changes_the_schema(at):
+            before_migration(settings)
         _let_builds_wait(connection)
         extensions.give_a_home(connection)
         if writes and settings.database_url is None:
@@ -129,6 +132,16 @@ def _command_writes() -> bool:
     except KeyError:
         return False
     return True
+
+
+def _changes_the_schema(at: set[str]) -> bool:
+    """Whether a revision will run on a database that has something to lose."""
+    if not at or not _command_writes():
+        return False
+    target = str(context.get_revision_argument())
+    if _command() == "downgrade":
+        return True
+    return _command() in ("upgrade", "prepare") and at != history.heads() and target not in at
 
 
 def _is_ahead(at: set[str]) -> bool:

@@ -1,0 +1,384 @@
+"""`flask db rehearse`: hazards that nobody saw in the file are caught, and safe forms pass."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, Project, clean_environment, commit, copy_project, wait_until
+from production import Database, running
+
+LIMIT_MS = 1000
+SLEEP = "op.execute('SELECT pg_sleep(1.5)')"
+REVISION = '''"""{name}"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from app.core.backfill import backfill
+
+revision = "{revision}"
+down_revision = "{before}"
+{extra}
+
+def upgrade():
+    {up}
+
+
+def downgrade():
+    {down}
+'''
+# Nobody ran `flask db lint`. Each is a name, what goes up and what goes down.
+HAZARDS = [
+    ("lock", f"op.add_column('books', sa.Column('note', sa.Text())); {SLEEP}", "pass"),
+    ("locked_rows", f"op.execute('UPDATE authors SET born = born'); {SLEEP}", "pass"),
+    ("index", f"op.create_index('ix_title', 'books', ['title']); {SLEEP}", "pass"),
+    (
+        "required",
+        "op.add_column('books', sa.Column('language', sa.Text(), server_default='en'));"
+        " op.alter_column('books', 'language', nullable=False, server_default=None)",
+        "pass",
+    ),
+    ("narrow", "op.alter_column('authors', 'name', type_=sa.String(100))", "pass"),
+    ("integer", "op.alter_column('books', 'published', type_=sa.Integer())", "pass"),
+    (
+        "check",
+        "op.execute('ALTER TABLE books ADD CONSTRAINT new CHECK (isbn > title) NOT VALID')",
+        "pass",
+    ),
+    ("check_goes", "op.drop_constraint('new', 'books')", "pass"),
+    (
+        "value",
+        """op.execute("ALTER TABLE books ADD CONSTRAINT g CHECK (genre <> 'nonfiction')"
+               " NOT VALID")""",
+        "pass",
+    ),
+    ("value_goes", "op.drop_constraint('g', 'books')", "pass"),
+    ("lost", "op.execute('DELETE FROM books WHERE id = (SELECT min(id) FROM books)')", "pass"),
+    ("type", "op.alter_column('authors', 'born', type_=sa.Text())", "pass"),
+    ("rename", "op.alter_column('authors', 'born', new_column_name='year')", "pass"),
+    ("column", "op.drop_column('books', 'title')", "pass"),
+    ("table", "op.drop_table('books')", "pass"),
+    ("duplicates", "op.execute('CREATE UNIQUE INDEX u ON authors (seeded)')", "pass"),
+    ("never_reached", "op.drop_table('authors')", "pass"),
+]
+EXPECTED = {
+    "lock": ("wait", "books", r"statements? on books waited, up to 1\.\d+ s; the limit is 1 s"),
+    "locked_rows": ("wait", "authors", r"statements? on authors waited"),
+    "index": ("wait", "books", r"statements? on books waited"),
+    "required": ("breaks", "books", 'insert.*null value in column "language"'),
+    "narrow": ("breaks", "authors", "name = 200 characters: .*too long"),
+    "integer": ("breaks", "books", "published = 9223372036854775807: .*out of range"),
+    "check": ("breaks", "books", 'change rows.*"new"'),
+    "value": ("breaks", "books", 'genre is nonfiction.*"g"'),
+    "lost": ("rows", "books", "books loses rows: 4 → 3"),
+    "type": ("breaks", "authors", "read authors.born: str, and no longer int"),
+    "rename": ("breaks", "authors", "read.*authors.born does not exist"),
+    "column": ("breaks", "books", "read.*books.title does not exist"),
+    "table": ("rows", "books", "books is dropped with its 3 rows"),
+    "duplicates": ("fails", "", r"could not create unique index.*\n.*Key \(seeded\)=\(t\)"),
+}
+
+
+def write(project: Project, *revisions: tuple[str, ...], after: str = "0001") -> None:
+    """Revisions by hand, each after the other."""
+    for number, (name, up, down, *extra) in enumerate(revisions):
+        revision = f"99{number:02d}_{name}"
+        file = project.path / f"migrations/versions/{revision}.py"
+        words = {"up": up, "down": down, "extra": "\n".join(extra)}
+        file.write_text(REVISION.format(name=name, revision=revision, before=after, **words))
+        after = revision
+
+
+def rehearse(project: Project, *words: str, **environment: str) -> tuple[int, dict, str]:
+    """Exit code, report and what was said besides; what comes out on stdout is JSON."""
+    result = subprocess.run(
+        [project.python, "-m", "flask", "db", "rehearse", "--json", *words],
+        cwd=project.path,
+        env=clean_environment(MIGRATION_LOCK_TIMEOUT_MS=str(LIMIT_MS), **environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    report = json.loads(result.stdout) if result.stdout else {}
+    return result.returncode, report, result.stderr
+
+
+def to_fix(report: dict) -> list[dict]:
+    return [each for each in report["findings"] if each["counts"]]
+
+
+@pytest.fixture
+def released(generated: Path, tmp_path: Path) -> Project:
+    """The default project, whose first commit is the release v1."""
+    project = copy_project(generated, tmp_path / "book-service")
+    assert project.run("git", "tag", "v1").returncode == 0
+    return project
+
+
+def test_a_hazard_of_each_kind_is_caught(released: Project):
+    write(released, *HAZARDS)
+    code, report, said = rehearse(released)
+    assert code == report["exit_code"] == 1, said
+    assert report["title"].startswith("17 revisions (since v1), from 0001, on the seeds of v1")
+    names = [each["revision"].partition("_")[2] for each in report["revisions"]]
+    assert names == [each[0] for each in HAZARDS[:-1]]
+    found = to_fix(report)
+    for name, (kind, table, words) in EXPECTED.items():
+        own = [each for each in found if each["revision"].endswith(f"_{name}")]
+        fitting = [each for each in own if (each["kind"], each["table"]) == (kind, table)]
+        assert any(re.search(words, each["words"]) for each in fitting), (name, own)
+    harmless = {each[0] for each in HAZARDS} - EXPECTED.keys()
+    guilty = {each["revision"].partition("_")[2] for each in found}
+    assert not harmless & guilty, found
+    lock, rows, *_, last = report["revisions"]
+    assert lock["longest_wait"]["table"] == "books"
+    assert lock["longest_wait"]["seconds"] > LIMIT_MS / 1000
+    assert lock["waits"]["books"]["keeps_out"] == "readers and writers"
+    assert lock["waits"]["books"]["statements"] > 1
+    assert (rows["rows"], lock["rows"], last["rows"]) == (4, 0, 0)
+    assert rows["seconds"] > 1.5
+    size = report["revisions"][2]["sizes"]["books"]
+    assert size["before"] < size["after"]
+
+
+def test_ways_back(released: Project):
+    rows = "op.execute('DELETE FROM books')"
+    write(
+        released,
+        ("by_design", "op.execute('SELECT 1')", "raise NotImplementedError('it was sold')"),
+        ("loses", "op.execute('SELECT 1')", rows),
+        ("good", "op.execute('CREATE TABLE new (id bigint)')", "op.drop_table('new')"),
+    )
+    code, report, said = rehearse(released)
+    assert code == 1, said
+    assert [each["words"] for each in to_fix(report)] == [
+        "books has 0 of 4 rows after going down",
+        "books has 0 of 4 rows after going down and up again",
+    ]
+    way = report["checks"]["down and up again"]
+    assert way == "2 of 3 revisions; 9900_by_design does not go down, by design: it was sold"
+
+    for file in (released.path / "migrations/versions").glob("99*"):
+        file.unlink()
+    reason = "acknowledged = {'rehearsal:books': 'they were copies'}"
+    write(
+        released,
+        ("not_again", "op.execute('CREATE TABLE new (id bigint)')", "pass"),
+        ("acknowledged", rows, "pass", reason),
+    )
+    code, report, said = rehearse(released)
+    assert code == 1, said
+    (again,) = to_fix(report)
+    assert (again["kind"], again["revision"]) == ("again", "9900_not_again")
+    assert 'relation "new" already exists' in again["words"]
+    (told,) = [each for each in report["findings"] if each["acknowledged"]]
+    assert (told["words"], told["acknowledged"]) == ("books loses rows: 4 → 0", "they were copies")
+
+
+SHELVES = """
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models.base import Base
+
+
+class Shelf(Base):
+    __tablename__ = "shelves"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(ForeignKey("books.id"), unique=True)
+"""
+EXPANDED = """    title: Mapped[str] = mapped_column(String(400), index=True)
+    __unused_columns__ = ("published",)
+    __table_args__ = (CheckConstraint("length(isbn) > 1", name="isbn"), UniqueConstraint("title"))
+    pages: Mapped[int] = mapped_column(server_default="0")
+    language: Mapped[str | None] = mapped_column(String(10))
+    shelf: Mapped[int | None] = mapped_column(ForeignKey("authors.id"))
+"""
+BACKFILL = """from app.core.backfill import backfill
+    backfill("books", "language = 'en'", where="language IS NULL")
+"""
+
+
+def test_what_is_written_safely_passes(released: Project):
+    """The forms of `flask db migrate`, in two releases: expand; then backfill, contract, drop."""
+    app, versions = released.path / "app", released.path / "migrations/versions"
+
+    def flask(*words: str) -> str:
+        result = released.flask(*words)
+        assert result.returncode == 0, result.stdout
+        return result.stdout
+
+    flask("db", "upgrade")
+    (app / "models/shelves.py").write_text(SHELVES)
+    with (app / "models/__init__.py").open("a") as models:
+        models.write("\nfrom app.models.shelves import *  # noqa\n")
+    model, seeds = app / "models/books.py", app / "seeds/books.py"
+    text = model.read_text().replace("import ForeignKey, String", "import *  # noqa")
+    text = re.sub(r"    published: .*\n", "", text)
+    text = re.sub(r"    title: .*\n", lambda _: EXPANDED, text)
+    text = text.replace('books")', 'books", foreign_keys="Book.author_id")')
+    model.write_text(text)
+    author = app / "models/authors.py"
+    keys = 'back_populates="author", foreign_keys="Book.author_id"'
+    author.write_text(author.read_text().replace('back_populates="author"', keys))
+    seeds.write_text(re.sub(r"\n *\"published\": .*", "", seeds.read_text()))
+    flask("db", "migrate", "-m", "expand")
+    assert len(list(versions.glob("*.py"))) == 4
+    code, report, said = rehearse(released)
+    assert (code, to_fix(report)) == (0, []), said
+    assert len(report["revisions"]) == 3
+    checks = report["checks"]
+    assert checks["previous release"] == "v1 reads and writes all of its 2 tables"
+    assert checks["this code"] == "reads and writes all of its 3 tables"
+    assert checks["down and up again"] == "3 of 3 revisions"
+
+    flask("db", "upgrade")
+    commit(released.path, "the second release")
+    released.run("git", "tag", "v2")
+    flask("db", "revision", "-m", "backfill")
+    backfill = max(versions.glob("*_backfill.py"))
+    backfill.write_text(backfill.read_text().replace("pass", BACKFILL, 1))
+    flask("db", "upgrade")
+    text = text.replace("language: Mapped[str | None]", "language: Mapped[str]")
+    model.write_text(text.replace('    __unused_columns__ = ("published",)\n', ""))
+    flask("db", "migrate", "-m", "contract")
+    flask("db", "lint")
+    code, report, said = rehearse(released)
+    assert (code, to_fix(report)) == (0, []), said
+    assert "(since v2)" in report["title"]
+    assert report["revisions"][0]["rows"] == 4
+    assert [each["words"] for each in report["findings"]] == [
+        "does the code of v2 ever do this to books? It now fails: language = NULL: CheckViolation: "
+        'new row for relation "books" violates check constraint "ck_books_language_not_null"'
+    ]
+
+
+def test_a_real_backup(released: Project):
+    """Rows that no seed has: a revision that runs on the seeds fails on them."""
+    assert released.flask("db", "upgrade").returncode == 0
+    released.sql(
+        "INSERT INTO authors (name) SELECT 'author ' || n FROM generate_series(1, 200) n",
+        "INSERT INTO books (isbn, title, genre, author_id) SELECT n, 'title ' || n % 5000,"
+        " 'fiction', 1 + n % 200 FROM generate_series(1, 20000) n",
+    )
+    before = released.sql("SELECT count(*), max(updated_at) FROM books")
+    file = released.path / "before.dump"
+    page = (released.path / "docs/migrations.md").read_text()
+    plain, made, rehearsed = re.findall(r"^uv run flask (backup .*|db rehearse.*)$", page, re.M)
+    assert plain == "db rehearse"
+    result = released.flask(*made.split())
+    assert result.returncode == 0, result.stdout
+    code, report, said = rehearse(released, *rehearsed.split()[2:])
+    assert (code, report["title"]) == (
+        0,
+        "nothing to rehearse: no revision is pending since the backup",
+    ), said
+
+    write(
+        released,
+        ("fill", "backfill('books', 'published = 2000', where='published IS NULL')", "pass"),
+        ("unique", "op.create_unique_constraint('one', 'books', ['title'])", "pass"),
+    )
+    code, report, said = rehearse(released, str(file), SCHEMA="elsewhere")
+    assert code == 1, said
+    assert report["title"].startswith(
+        "2 revisions (since the backup), from 0001, on before.dump (20,200 rows"
+    )
+    assert [each["rows"] for each in report["revisions"]] == [20_000, 0]
+    (finding,) = to_fix(report)
+    assert finding["kind"] == "fails"
+    assert "is duplicated" in finding["words"]
+    assert released.sql("SELECT count(*), max(updated_at) FROM books") == before
+    assert "rehearsal" not in released.sql("SELECT datname FROM pg_database")
+
+    for words, told in (
+        (["nowhere.dump"], "nowhere.dump"),
+        ([str(file), "--from", "0001"], "without FILE"),
+        (["--previous", "v9"], "git does not know 'v9'"),
+        (["--from", "9999"], "There is no revision 9999"),
+        (["--readers", "-1"], "--readers"),
+    ):
+        code, report, said = rehearse(released, *words)
+        assert (code, report) == (2, {}), words
+        assert told in said
+
+
+def databases(server: Database) -> list[str]:
+    found = server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'rehearsal%'")
+    return [name for (name,) in found]
+
+
+def test_nothing_is_left_behind(released: Project):
+    """Killed, stopped, or with a server of its own: its database is gone afterwards."""
+    write(released, ("fails", "op.execute('SELECT pg_sleep(0)')", "op.drop_table('nowhere')"))
+    file = released.path / "migrations/versions/9900_fails.py"
+    text = file.read_text()
+    sleeping = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(300)%'"
+        " AND pid <> pg_backend_pid()"
+    )
+
+    @contextlib.contextmanager
+    def half_way(server: Database):
+        command = [released.python, "-m", "flask", "db", "rehearse"]
+        with released.popen(*command) as process:
+            wait_until(lambda: server.sql(sleeping) == [(1,)], "the revision runs")
+            yield process
+
+    with running(released) as server:
+        file.write_text(text.replace("pg_sleep(0)", "pg_sleep(300)"))
+        with half_way(server) as process:
+            process.kill()
+        (left,) = databases(server)
+        wait_until(lambda: server.sql(sleeping) == [(0,)], "the server has noticed")
+        with half_way(server) as process:
+            process.send_signal(signal.SIGINT)
+            output = process.communicate(timeout=PATIENCE)[0]
+            assert process.returncode == 130
+        assert f"removing {left}, which a rehearsal that was killed left" in output
+        assert databases(server) == []
+        with half_way(server) as process:
+            process.terminate()
+            process.communicate(timeout=PATIENCE)
+            assert process.returncode == 128 + signal.SIGTERM
+        assert databases(server) == []
+
+        file.write_text(text)
+        server.sql("DROP DATABASE IF EXISTS entry", "CREATE DATABASE entry")
+        server.sql("DROP ROLE IF EXISTS small", "CREATE ROLE small LOGIN")
+        other = Database(server.host, "entry").url
+        code, report, said = rehearse(
+            released, "--readers", "0", DATABASE_URL=server.url, REHEARSAL_DATABASE_URL=other
+        )
+        assert code == 1, said
+        (finding,) = to_fix(report)
+        assert (finding["kind"], finding["revision"]) == ("down", "9900_fails")
+        for url, told in (
+            (server.url.replace("///", "//localhost/"), "the service's own database"),
+            (other.replace("postgres@", "small@"), 'ALTER ROLE "small" CREATEDB;'),
+            (other.replace("entry", "nowhere"), "REHEARSAL_DATABASE_URL: no login"),
+        ):
+            code, report, said = rehearse(
+                released, DATABASE_URL=server.url, REHEARSAL_DATABASE_URL=url
+            )
+            assert (code, report) == (2, {})
+            assert told in said
+        assert databases(server) == []
+        server.sql("DROP ROLE small", "DROP DATABASE entry")
+
+
+def test_without_git_the_previous_release_is_left_out_in_words(released: Project):
+    shutil.rmtree(released.path / ".git")
+    result = released.flask("db", "rehearse")
+    assert result.returncode == 0, result.stdout
+    assert "1 revision (the last one: no release), from an empty schema" in result.stdout
+    assert "not asked: git knows no code" in result.stdout
+    assert "nothing to fix" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100

@@ -1,0 +1,110 @@
+"""Where backups are kept, and what is there: a folder here, or a bucket (bucket.py)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import count
+from typing import IO
+
+from app.core.backups.errors import BackupError
+from app.core.backups.manifest import SUFFIX, Manifest, without_manifest
+
+ENDING = ".dump"
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A dump in a store. `fault` says why it is not whole, None if it is."""
+
+    name: str
+    size: int
+    manifest: Manifest | None
+    fault: str | None
+
+
+class Writer(ABC):
+    """A backup that is being written. Nobody sees it before it is published."""
+
+    @abstractmethod
+    def write(self, piece: bytes) -> None:
+        """Add to it."""
+
+    @abstractmethod
+    def publish(self, manifest: Manifest) -> None:
+        """First the manifest, then the dump get their names."""
+
+
+class Store(ABC):
+    """What create, list, verify, restore and prune need of a place."""
+
+    @abstractmethod
+    def path(self, name: str) -> str:
+        """What people call a backup in it."""
+
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[Writer]:
+        """Write a backup. Raises `BackupError` if there is one of this name already."""
+
+    @abstractmethod
+    def names(self) -> dict[str, int]:
+        """All files and their sizes."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A small file."""
+
+    @abstractmethod
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """A dump, to be read once."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+
+    @abstractmethod
+    def sweep(self, dry_run: bool = False) -> list[str]:
+        """Remove what processes that died have left; what it was."""
+
+    @abstractmethod
+    def check(self, backup: Backup) -> None:
+        """Raise `BackupError` early if that is cheap; restoring looks at the checksum too."""
+
+    def free_name(self, name: str) -> str:
+        """The name, or one with a number if it is taken."""
+        stem, taken = name.removesuffix(ENDING), self.names()
+        numbered = (f"{stem}-{number}{ENDING}" for number in count(2))
+        return name if name not in taken else next(new for new in numbered if new not in taken)
+
+    def backups(self) -> Iterator[Backup]:
+        """All of them, the newest first; those without a manifest come last."""
+        sizes = self.names()
+        dumps = [name for name in sizes if f"{name}{SUFFIX}" in sizes or name.endswith(ENDING)]
+        found = [self._backup(name, sizes) for name in sorted(dumps)]
+        yield from sorted(
+            found, key=lambda each: each.manifest.created.timestamp() if each.manifest else 0
+        )[::-1]
+
+    def get(self, name: str) -> Backup:
+        """The whole backup of this name. Raises `BackupError`."""
+        sizes = self.names()
+        if name not in sizes or f"{name}{SUFFIX}" not in sizes:
+            there = name if name in sizes else None
+            raise BackupError(without_manifest(there, self.path(name)))
+        backup = self._backup(name, sizes)
+        if backup.fault:
+            raise BackupError(f"{self.path(name)} {backup.fault}. Take another copy of it.")
+        return backup
+
+    def _backup(self, name: str, sizes: dict[str, int]) -> Backup:
+        size = sizes[name]
+        if f"{name}{SUFFIX}" not in sizes:
+            return Backup(name, size, None, "has no manifest")
+        try:
+            manifest = Manifest.parse(self.read(f"{name}{SUFFIX}"), f"{name}{SUFFIX}")
+        except BackupError:
+            return Backup(name, size, None, "has a manifest that cannot be read")
+        fault = None
+        if manifest.size != size:
+            fault = f"is not whole: it has {size:,} bytes of {manifest.size:,}"
+        return Backup(name, size, manifest, fault)

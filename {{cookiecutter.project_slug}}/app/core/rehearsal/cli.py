@@ -1,0 +1,86 @@
+"""The command `flask db rehearse`."""
+
+import signal
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import click
+import psycopg
+from flask import current_app
+from flask.cli import with_appcontext
+from sqlalchemy.exc import DBAPIError
+
+from app.core import releases
+from app.core.database import DatabaseUnavailable
+from app.core.database_errors import reason
+from app.core.rehearsal.scratch import CannotRehearse
+
+
+@click.command("rehearse")
+@click.argument("file", required=False, metavar="[FILE]")
+@click.option("--from", "start", metavar="REVISION", help="Run what comes after it.")
+@click.option("--previous", metavar="REF", help="The release before: a tag, branch or commit.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=0, help="Copy the seeds until a table has so many."
+)
+@click.option("--readers", type=click.IntRange(0, 100), default=4, show_default=True)
+@click.option("--writers", type=click.IntRange(0, 100), default=4, show_default=True)
+@click.option(
+    "--rate",
+    type=click.IntRange(1, 1000),
+    default=50,
+    show_default=True,
+    help="Statements a second of each of them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report for tools.")
+@with_appcontext
+def rehearse_command(as_json: bool, **words: Any) -> None:
+    """Run the pending revisions on a copy of the data, under load.
+
+    FILE is a backup of `flask backup create` (a path, a name in BACKUP_DIR, s3://bucket/name, or
+    `latest`): the copy is made of it. Without FILE, the copy is an
+    empty database with the seeds of the last release, or with many copies of them (--rows).
+
+    The copy is a database of its own on the embedded server, or on that of
+    REHEARSAL_DATABASE_URL, and is removed afterwards. Readers and writers work on its tables while
+    the revisions run, as the service would. Then they are run down and up again, rows are counted,
+    and the models of the release before, which git has, read and write all tables.
+
+    Exit code: 0 nothing to fix, 1 somebody would wait longer than MIGRATION_LOCK_TIMEOUT_MS or
+    something breaks, 2 it could not be rehearsed.
+    """
+    # Here, because backups migrate too, and nobody else needs all this.
+    from app.core.backups.errors import BackupError
+    from app.core.rehearsal.run import Options, rehearse
+
+    options = Options(**words)
+    if options.file and (options.start or options.rows):
+        raise click.UsageError("--from and --rows are for a rehearsal without FILE.")
+    if options.previous and not releases.is_known(options.previous):
+        raise click.BadParameter(
+            f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit.",
+            param_hint="--previous",
+        )
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    try:
+        # What revisions print is no part of the report.
+        with redirect_stdout(sys.stderr):
+            report = rehearse(current_app.config["SETTINGS"], options)
+    except KeyboardInterrupt:
+        click.echo("stopped; the scratch database is removed", err=True)
+        sys.exit(130)
+    except BackupError as error:
+        raise CannotRehearse(error.message) from None
+    except DatabaseUnavailable as error:
+        raise CannotRehearse(str(error)) from None
+    except (psycopg.Error, DBAPIError) as error:
+        raise CannotRehearse(f"The scratch database: {reason(error)}") from None
+    click.echo(report.json() if as_json else report.text())
+    sys.exit(report.exit_code)
+
+
+def _end(number: int, _frame: object) -> None:
+    """Clean up as after Ctrl-C."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,316 @@
+"""Run by previous.py as a program of its own, in the folder of a release: its models at work.
+
+SCRATCH_DATABASE_URL is the scratch database. For each line that comes in, `describe`, `probe`
+or `multiply 1000`, it writes one line of JSON. It imports nothing of this project but `app.models`,
+as that release has them; the rest of `app` is not run, so that what it needs besides may be gone.
+"""
+
+import json
+import os
+import secrets
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Connection,
+    Enum,
+    Inspector,
+    Integer,
+    NullPool,
+    Numeric,
+    String,
+    Table,
+    and_,
+    create_engine,
+    delete,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.orm import Session, undefer
+from sqlalchemy.orm.attributes import flag_modified
+from sqlalchemy.types import BigInteger, SmallInteger, TypeDecorator
+
+READ = 2000
+CHANGED = 20
+BATCH = 1000
+# The load got in the way.
+PASSING = ("DeadlockDetected", "LockNotAvailable", "QueryCanceled")
+ATTEMPTS = 3
+LONG = 2000
+LARGEST = {SmallInteger: 2**15 - 1, BigInteger: 2**63 - 1, Integer: 2**31 - 1}
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what the code prints is no answer
+    package = ModuleType("app")
+    package.__path__ = [str(Path.cwd() / "app")]
+    sys.modules["app"] = package
+    sys.path.insert(0, str(Path.cwd()))
+    from app.models import db
+
+    base: Any = db.Model
+    tables = [each for each in db.metadata.sorted_tables if not each.info.get("is_view")]
+    engine = create_engine(os.environ["SCRATCH_DATABASE_URL"], poolclass=NullPool)
+    for line in sys.stdin:
+        result: Any = {each.name: [column.name for column in each.columns] for each in tables}
+        what, *words = line.split()
+        if what != "describe":
+            with engine.connect() as connection:
+                probe = Probe(connection, tables, [*base.registry.mappers])
+                result = probe.run() if what == "probe" else probe.multiply(int(words[0]))
+                connection.rollback()
+        print(json.dumps(result), file=answers, flush=True)
+
+
+class Probe:
+    """Reads and writes every table; nothing stays. `results` is an error or "" by what was done."""
+
+    def __init__(self, connection: Connection, tables: list[Table], mappers: list[Any]) -> None:
+        self.connection = connection
+        self.tables = tables
+        self.mappers = mappers
+        self.database: Inspector = inspect(connection)
+        self.there = {*self.database.get_table_names()}
+        self.results: dict[str, dict[str, str]] = {}
+        self.types: dict[str, list[str]] = {}
+
+    def run(self) -> dict[str, Any]:
+        """All of it, parents before their children."""
+        self.connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        for table in self.tables:
+            mappers = [each for each in self.mappers if each.local_table is table]
+            for mapper in mappers:
+                self._do(table, "read", partial(self._read, mapper))
+            if not mappers:
+                self._do(table, "read", partial(self._read_plainly, table))
+            row = self._some_row(table)
+            if row is None:
+                continue
+            self._do(table, "change rows", partial(self._change_plainly, table))
+            for mapper in mappers:
+                self._do(table, "change a row", partial(self._change, mapper))
+            self._do(table, "insert", partial(self._insert_copy, table, row))
+            self._do(table, "insert with defaults", partial(self._insert_with_defaults, table, row))
+            self._do(table, "delete", partial(self._delete_and_insert, table, row))
+            for column, name, value in self._values(table):
+                write = partial(self._set, table, row, column, value)
+                self._do(table, name, write)
+        return {"results": self.results, "types": self.types}
+
+    def multiply(self, count: int) -> dict[str, str]:
+        """Copies of the rows that are there, until each table has so many; errors by table."""
+        faults = {}
+        for table in self.tables:
+            try:
+                self._multiply(table, count)
+            except Exception as error:
+                faults[table.name] = _words(error)
+                self.connection.rollback()
+            self.connection.commit()
+        return faults
+
+    def _multiply(self, table: Table, count: int) -> None:
+        rows = [dict(row) for row in self.connection.execute(select(table).limit(BATCH)).mappings()]
+        there = self.connection.scalar(select(func.count()).select_from(table)) or 0
+        originals, unique = cycle(rows), self._unique(table)
+        while rows and there < count:
+            some = islice(originals, min(BATCH, count - there))
+            copies = [self._copy(table, row, unique) for row in some]
+            self.connection.execute(insert(table), copies)
+            there += len(copies)
+
+    def _do(self, table: Table, name: str, work: Callable[[], None]) -> None:
+        done, words = self.results.setdefault(table.name, {}), ""
+        for _ in range(ATTEMPTS):
+            try:
+                with self.connection.begin_nested() as savepoint:
+                    work()
+                    savepoint.rollback()
+            except Exception as error:
+                words = _words(error)
+            if not words.startswith(PASSING):
+                break
+        done[name] = done.get(name) or words
+
+    def _read(self, mapper: Any) -> None:
+        query = select(mapper.class_).options(undefer("*")).limit(READ)
+        with Session(self.connection, join_transaction_mode="create_savepoint") as session:
+            for row in session.scalars(query.execution_options(yield_per=1000)):
+                for attribute in mapper.column_attrs:
+                    value = row.__dict__.get(attribute.key)
+                    name = f"{mapper.local_table.name}.{attribute.columns[0].name}"
+                    kind = type(value).__name__
+                    if value is not None and kind not in self.types.setdefault(name, []):
+                        self.types[name].append(kind)
+
+    def _read_plainly(self, table: Table) -> None:
+        self.connection.execute(select(table).limit(READ)).all()
+
+    def _some_row(self, table: Table) -> Any:
+        """A row of the table; in an empty one, a row that is made up, as far as that goes."""
+        try:
+            with self.connection.begin_nested():
+                query = select(table)
+                row = self.connection.execute(query.limit(1)).mappings().first()
+                if row is None:
+                    values = {each.name: self._made_up(each) for each in self._needed(table)}
+                    self.connection.execute(insert(table).values(values))
+                    row = self.connection.execute(query.limit(1)).mappings().first()
+                return {each.name: row[each.name] for each in table.columns} if row else None
+        except Exception as error:
+            self.results[table.name].setdefault("a row", _words(error))
+            return None
+
+    def _change(self, mapper: Any) -> None:
+        keys = {*mapper.primary_key}
+        with Session(self.connection, join_transaction_mode="create_savepoint") as session:
+            for row in session.scalars(select(mapper.class_).limit(CHANGED)):
+                for attribute in mapper.column_attrs:
+                    column = attribute.columns[0]
+                    if isinstance(column, Column) and column not in keys and not column.computed:
+                        getattr(row, attribute.key)
+                        flag_modified(row, attribute.key)
+            session.flush()
+
+    def _change_plainly(self, table: Table) -> None:
+        key = [*(table.primary_key or table.columns)]
+        some = select(*key).limit(READ)
+        same = {each.name: each for each in table.columns if not (each.computed or each.identity)}
+        self.connection.execute(update(table).where(tuple_(*key).in_(some)).values(same))
+
+    def _insert(self, table: Table, values: dict[str, Any]) -> None:
+        self.connection.execute(insert(table).values(values))
+
+    def _insert_copy(self, table: Table, row: dict[str, Any]) -> None:
+        self._insert(table, self._copy(table, row, self._unique(table)))
+
+    def _insert_with_defaults(self, table: Table, row: dict[str, Any]) -> None:
+        """A copy without what has a default; a NULL is tried by itself, see `_values`."""
+        copy = self._copy(table, row, self._unique(table))
+        defaults = {each.name for each in table.columns if each.default or each.server_default}
+        self._insert(table, {name: copy[name] for name in copy.keys() - defaults})
+
+    def _delete_and_insert(self, table: Table, row: dict[str, Any]) -> None:
+        self.connection.execute(delete(table).where(_is(table, row)))
+        values = {each.name: row[each.name] for each in table.columns if not each.computed}
+        self._insert(table, values)
+
+    def _set(self, table: Table, row: dict[str, Any], column: Column[Any], value: Any) -> None:
+        self.connection.execute(update(table).where(_is(table, row)).values({column.name: value}))
+
+    def _copy(self, table: Table, row: dict[str, Any], unique: set[str]) -> dict[str, Any]:
+        """Its values, but others where no two rows may have the same."""
+        numbered = table.autoincrement_column
+        return {
+            each.name: _another(row[each.name])
+            if each.name in unique and not each.foreign_keys
+            else row[each.name]
+            for each in table.columns
+            if each is not numbered and not each.computed and not each.identity
+        }
+
+    def _needed(self, table: Table) -> list[Column[Any]]:
+        """The columns that this release has to fill in itself."""
+        return [
+            each
+            for each in table.columns
+            if each is not table.autoincrement_column
+            and not (each.nullable or each.default or each.server_default)
+            and not (each.computed or each.identity)
+        ]
+
+    def _unique(self, table: Table) -> set[str]:
+        if table.name not in self.there:
+            return set()
+        found = [*self.database.get_pk_constraint(table.name)["constrained_columns"]]
+        for constraint in self.database.get_unique_constraints(table.name):
+            found += constraint["column_names"]
+        for index in self.database.get_indexes(table.name):
+            if index["unique"]:
+                found += [each for each in index["column_names"] if each]
+        return {*found}
+
+    def _made_up(self, column: Column[Any]) -> Any:
+        for key in column.foreign_keys:
+            return self.connection.scalar(select(key.column).limit(1))
+        if isinstance(column.type, Enum):
+            return column.type.enum_class and [*column.type.enum_class][0] or column.type.enums[0]
+        now = datetime.now(UTC if getattr(column.type, "timezone", False) else None)
+        examples = {bool: False, int: 1, float: 1.0, Decimal: Decimal(1), date: now.date()}
+        examples |= {datetime: now, uuid.UUID: uuid.uuid4(), bytes: b"x", dict: {}, list: []}
+        return examples.get(column.type.python_type, "x")
+
+    def _values(self, table: Table) -> Iterator[tuple[Column[Any], str, Any]]:
+        """Values that the models allow, at the limits of what their types can hold."""
+        for column in table.columns:
+            kind: Any = column.type
+            if column.primary_key or column.foreign_keys or column.computed:
+                continue
+            if column.nullable:
+                yield column, f"{column.name} = NULL", None
+            if isinstance(kind, TypeDecorator):
+                continue
+            if isinstance(kind, Enum):
+                for member in kind.enum_class or kind.enums:
+                    # It writes each of these for certain: see `PERHAPS` in previous.py.
+                    yield column, f"{column.name} is {getattr(member, 'value', member)}", member
+            elif isinstance(kind, String):
+                length = min(kind.length or LONG, LONG)
+                yield column, f"{column.name} = {length} characters", "x" * length
+            elif isinstance(kind, Integer):
+                largest = next(each for name, each in LARGEST.items() if isinstance(kind, name))
+                yield column, f"{column.name} = {largest}", largest
+            elif isinstance(kind, Numeric) and kind.precision:
+                value = Decimal(10) ** (kind.precision - (kind.scale or 0)) - 1
+                yield column, f"{column.name} = {value}", value
+
+
+def _is(table: Table, row: dict[str, Any]) -> Any:
+    return and_(*(each == row[each.name] for each in table.primary_key or table.columns))
+
+
+def _another(value: Any) -> Any:
+    """A value of the same kind that no other row has."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, str):
+        size = max(len(value), 1)
+        digits = "0123456789" if value.isdigit() else "0123456789abcdef"
+        return "".join(secrets.choice(digits) for _ in range(size))
+    if isinstance(value, int):
+        return value + secrets.randbelow(2**30)
+    if isinstance(value, Decimal | float):
+        return value + secrets.randbelow(1000)
+    if isinstance(value, uuid.UUID):
+        return uuid.uuid4()
+    if isinstance(value, date):  # a datetime too
+        return value + timedelta(days=1 + secrets.randbelow(1000))
+    return secrets.token_bytes(len(value)) if isinstance(value, bytes) else value
+
+
+def _words(error: Exception) -> str:
+    """`NotNullViolation: null value in column …`."""
+    original = getattr(error, "orig", None) or error
+    diagnosis = getattr(original, "diag", None)
+    words = getattr(diagnosis, "message_primary", None) or str(original)
+    return f"{type(original).__name__}: {' '.join(words.split())}"[:300]
+
+
+if __name__ == "__main__":
+    main()
