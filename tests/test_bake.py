@@ -20,7 +20,8 @@ init.sh nginx.conf pyproject.toml
 app/__init__.py app/config.py
 app/core/__init__.py app/core/api.py app/core/backfill.py app/core/capacity.py app/core/commands.py
 app/core/cors.py app/core/database.py app/core/database_errors.py app/core/docs.py
-app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py app/core/examples.py
+app/core/doctor.py app/core/drain.py app/core/embedded.py app/core/errors.py app/core/etags.py
+app/core/examples.py
 app/core/extensions.py app/core/headers.py app/core/history.py app/core/hosts.py
 app/core/inputs.py app/core/logs.py app/core/metrics.py app/core/openapi.py app/core/overload.py
 app/core/pool.py app/core/pooled.py app/core/privileges.py app/core/refusals.py
