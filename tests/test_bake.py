@@ -62,7 +62,8 @@ app/routes/__init__.py app/routes/authors.py app/routes/books.py app/routes/heal
 app/routes/home.py
 app/seeds/__init__.py app/seeds/authors.py app/seeds/books.py
 app/templates/home.html
-docs/backups.md docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md docs/upgrading.md
+docs/backups.md docs/deploying.md docs/migrations.md docs/operating.md docs/recovery.md
+docs/upgrading.md
 tests/conftest.py tests/test_authors.py tests/test_books.py tests/test_config.py
 tests/test_errors.py tests/test_headers.py tests/test_health.py tests/test_migrations.py
 tests/test_requests.py tests/test_seeds.py tests/test_session.py tests/test_shell.py
