@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -337,12 +338,15 @@ def test_nothing_is_left_behind(released: Project):
         with half_way(server) as process:
             process.kill()
         (left,) = databases(server)
+        files = Path(tempfile.gettempdir(), left)
+        assert files.exists()
         wait_until(lambda: server.sql(sleeping) == [(0,)], "the server has noticed")
         with half_way(server) as process:
             process.send_signal(signal.SIGINT)
             output = process.communicate(timeout=PATIENCE)[0]
             assert process.returncode == 130
         assert f"removing {left}, which a rehearsal that was killed left" in output
+        assert not files.exists()
         assert databases(server) == []
         with half_way(server) as process:
             process.terminate()

@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 from app.config import ROOT
 from app.core import extensions, releases
-from app.core.rehearsal.scratch import with_options
+from app.core.rehearsal.scratch import folder_of, with_options
 
 WORKER = Path(__file__).with_name("models.py")
 STATEMENT_MS = 60_000
@@ -107,7 +107,9 @@ def code_of(place: str | None, url: URL, schema: str) -> Iterator[Code]:
 
     Raises `DoesNotRunError`.
     """
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+    parent = folder_of(url)
+    parent.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
         code = Code("this code", ROOT, url, schema, Path(folder, "log"))
         if place is not None:
             code.name, code.folder = place, Path(folder, "code")

@@ -1,9 +1,12 @@
 """The database that a rehearsal may spoil: made for it, and removed after it in any case."""
 
 import secrets
+import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import click
 import psycopg
@@ -123,6 +126,12 @@ def _lock(connection: psycopg.Connection, name: str) -> bool:
     return row is not None and bool(row[0])
 
 
+def folder_of(url: URL) -> Path:
+    """Where files of this rehearsal are; they go with its database, also after a kill."""
+    return Path(tempfile.gettempdir(), str(url.database))
+
+
 def _drop(connection: psycopg.Connection, name: str) -> None:
+    shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
     drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
     connection.execute(drop.format(sql.Identifier(name)))
