@@ -19,7 +19,7 @@ from typing import Any
 import boto3
 import pytest
 from botocore.config import Config
-from conftest import PATIENCE, Project, clean_environment, copy_project, free_port, wait_until
+from conftest import PATIENCE, Project, copy_project, free_port, wait_until
 
 ALL = "SELECT title, isbn FROM books ORDER BY id"
 # A schema as teams have them: `svc` is also the name of a table in it.
@@ -81,33 +81,22 @@ print(said[0] == said[1], len(said[0]))
 
 @dataclass
 class Service(Project):
-    """A project whose commands run in one process, which is ten times as fast."""
+    """A project with settings of its own."""
 
-    worker: subprocess.Popen[str]
+    settings: dict[str, str] = field(default_factory=dict)
     production: dict[str, str] = field(default_factory=dict)
 
-    def ask(
-        self, kind: str, words: tuple[str, ...], environment: dict[str, str]
-    ) -> tuple[int, str]:
-        assert self.worker.stdin is not None
-        assert self.worker.stdout is not None
-        print(json.dumps([kind, words, environment]), file=self.worker.stdin, flush=True)
-        answer: list[Any] = json.loads(self.worker.stdout.readline())
-        return answer
-
     def ok(self, *words: str, **environment: str) -> str:
-        code, said = self.ask("flask", words, environment)
-        assert code == 0, said
+        result = self.flask(*words, **self.settings | environment)
+        assert result.returncode == 0, result.stdout
+        said: str = result.stdout
         return said
 
     def refused(self, *words: str, code: int = 1, **environment: str) -> str:
-        actual, said = self.ask("flask", words, environment)
-        assert actual == code, said
-        assert "Traceback" not in said
-        return said
-
-    def sql(self, *statements: str, **environment: str) -> str:
-        said: str = self.ask("sql", statements, environment)[1]
+        result = self.flask(*words, **self.settings | environment)
+        assert result.returncode == code, result.stdout
+        assert "Traceback" not in result.stdout
+        said: str = result.stdout
         return said
 
 
@@ -118,26 +107,8 @@ def service(
     """A migrated and seeded project, whose database runs for all of these tests."""
     project = copy_project(generated, tmp_path_factory.mktemp("backups") / "book-service")
     shutil.copytree(seeded, project.path / ".postgres")
-    with project.in_production() as production, worker(project) as process:
-        yield Service(project.path, process, production)
-
-
-@contextlib.contextmanager
-def worker(project: Project, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    with (project.path / "worker.log").open("w") as log:
-        process = subprocess.Popen(
-            [project.python, Path(__file__).with_name("flask_worker.py")],
-            cwd=project.path,
-            env=clean_environment(PYTHONPATH=str(project.path), **environment),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            yield process
-        finally:
-            process.communicate(timeout=PATIENCE)
+    with project.in_production() as production:
+        yield Service(project.path, production=production)
 
 
 @pytest.fixture
@@ -504,7 +475,7 @@ def test_two_roles_and_a_password_that_nobody_sees(service: Service, kept: Path)
     service.ok("backup", "restore", "duo.dump", "--replace", **duo)
     assert service.sql("SELECT count(*) FROM authors", **duo) == "[(2,)]"
     service.sql("INSERT INTO authors (name) VALUES ('C')", **duo)
-    doctor = service.ask("flask", ("doctor",), duo)[1]
+    doctor = service.flask("doctor", **duo).stdout
     assert "has the privileges that the models need" in doctor
 
     # Who sees only some rows makes no backup of some rows.
@@ -556,51 +527,50 @@ def test_a_bucket(service: Service, tmp_path: Path):
     }
     try:
         wait_until(lambda: is_listening(port), "the server listens")
-        with worker(project, **settings) as process:
-            bucket = Service(project.path, process)
-            assert "NoSuchBucket" in bucket.refused("backup", "create")
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=settings["AWS_ENDPOINT_URL_S3"],
-                aws_access_key_id="key",
-                aws_secret_access_key="secret",
-                region_name="us-east-1",
-                config=Config(proxies={}),
-            )
-            s3.create_bucket(Bucket="bucket")
-            before = service.sql(ALL)
-            bucket.ok("backup", "create")
-            (name,) = re.findall(r"(\S+\.dump)  .*, whole", bucket.ok("backup", "list"))
-            assert "is whole" in bucket.ok("backup", "verify", "latest")
-            service.sql("DELETE FROM books")
-            bucket.ok("backup", "restore", f"s3://bucket/books/{name}", "--replace")
-            assert service.sql(ALL) == before
-            bucket.ok("backup", "create", "s3://bucket/books/second.dump")
-            said = bucket.refused("backup", "create", "s3://bucket/books/second.dump")
-            assert "exists already" in said
-            bucket.ok("backup", "prune", BACKUP_KEEP="1", BACKUP_KEEP_DAYS="0")
-            listed = keys(s3)
-            assert listed == ["books/second.dump", "books/second.dump.json"]
+        bucket = Service(project.path, settings)
+        assert "NoSuchBucket" in bucket.refused("backup", "create")
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=settings["AWS_ENDPOINT_URL_S3"],
+            aws_access_key_id="key",
+            aws_secret_access_key="secret",
+            region_name="us-east-1",
+            config=Config(proxies={}),
+        )
+        s3.create_bucket(Bucket="bucket")
+        before = service.sql(ALL)
+        bucket.ok("backup", "create")
+        (name,) = re.findall(r"(\S+\.dump)  .*, whole", bucket.ok("backup", "list"))
+        assert "is whole" in bucket.ok("backup", "verify", "latest")
+        service.sql("DELETE FROM books")
+        bucket.ok("backup", "restore", f"s3://bucket/books/{name}", "--replace")
+        assert service.sql(ALL) == before
+        bucket.ok("backup", "create", "s3://bucket/books/second.dump")
+        said = bucket.refused("backup", "create", "s3://bucket/books/second.dump")
+        assert "exists already" in said
+        bucket.ok("backup", "prune", BACKUP_KEEP="1", BACKUP_KEEP_DAYS="0")
+        listed = keys(s3)
+        assert listed == ["books/second.dump", "books/second.dump.json"]
 
-            # In pieces, and cut off: nobody sees any of it.
-            service.sql(
-                "CREATE TABLE noise AS SELECT gen_random_uuid() FROM generate_series(1, 1200000)"
-            )
-            create = [project.python, "-m", "flask", "backup", "create", "s3://bucket/books/k.dump"]
-            with project.popen(*create, **settings) as killed:
-                wait_until(lambda: parts(s3), "a part is uploaded")
-                killed.kill()
-                killed.communicate()
-            assert keys(s3) == listed
-            assert parts(s3) == 1
-            bucket.ok("backup", "create", "s3://bucket/books/k.dump")
-            assert "1,200,009 rows" in bucket.ok("backup", "verify", "latest")
-            spoilt = bytearray(s3.get_object(Bucket="bucket", Key="books/k.dump")["Body"].read())
-            spoilt[-5] ^= 1
-            s3.put_object(Bucket="bucket", Key="books/k.dump", Body=bytes(spoilt))
-            service.sql("DROP TABLE noise")
-            assert "SHA-256" in bucket.refused("backup", "restore", "k.dump", "--replace")
-            assert service.sql(ALL) == before
+        # In pieces, and cut off: nobody sees any of it.
+        service.sql(
+            "CREATE TABLE noise AS SELECT gen_random_uuid() FROM generate_series(1, 1200000)"
+        )
+        create = [project.python, "-m", "flask", "backup", "create", "s3://bucket/books/k.dump"]
+        with project.popen(*create, **settings) as killed:
+            wait_until(lambda: parts(s3), "a part is uploaded")
+            killed.kill()
+            killed.communicate()
+        assert keys(s3) == listed
+        assert parts(s3) == 1
+        bucket.ok("backup", "create", "s3://bucket/books/k.dump")
+        assert "1,200,009 rows" in bucket.ok("backup", "verify", "latest")
+        spoilt = bytearray(s3.get_object(Bucket="bucket", Key="books/k.dump")["Body"].read())
+        spoilt[-5] ^= 1
+        s3.put_object(Bucket="bucket", Key="books/k.dump", Body=bytes(spoilt))
+        service.sql("DROP TABLE noise")
+        assert "SHA-256" in bucket.refused("backup", "restore", "k.dump", "--replace")
+        assert service.sql(ALL) == before
     finally:
         server.terminate()
         server.wait()

@@ -130,14 +130,20 @@ def take_own_faults(report: Report, probed: dict[str, Any]) -> tuple[int, int]:
     return len(probed["results"]), len(faults)
 
 
-def acknowledge(report: Report, pending: Iterable[Script]) -> None:
-    """`acknowledged = {"rehearsal:books": "the reason"}` in one of the revisions."""
+def acknowledge(report: Report, pending: Iterable[Script], dropped: set[str]) -> None:
+    """`acknowledged = {"rehearsal:books": "the reason"}` in one of the revisions.
+
+    Who has acknowledged that a table is dropped knows that its rows go, and what uses it.
+    """
     reasons: dict[str, str] = {}
     for script in pending:
         reasons |= getattr(script.module, "acknowledged", {})
     for each in report.findings:
+        keys = [f"rehearsal:{each.table}"]
+        if each.table in dropped and each.kind in ("rows", "breaks"):
+            keys += [f"table-drop:{each.table}", "table-drop"]
         if each.is_to_fix and each.table:
-            each.acknowledged = reasons.get(f"rehearsal:{each.table}") or ""
+            each.acknowledged = next((reasons[key] for key in keys if reasons.get(key)), "")
 
 
 def _rows(count: int) -> str:

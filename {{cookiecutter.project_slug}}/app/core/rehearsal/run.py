@@ -87,7 +87,8 @@ class Rehearsal:
             self._ask_previous()
             self._sum_up()
             self._ask_this_code()
-        judge.acknowledge(self.report, self.plan.pending)
+        dropped = {*start.names.values()} - {*self._state().names.values()}
+        judge.acknowledge(self.report, self.plan.pending, dropped)
         return self.report
 
     def _unpack_previous(self) -> None:
