@@ -233,6 +233,10 @@ def test_what_may_heal(server: Postgres, attempt: Attempt):
         answer = attempt(url, seconds=0.1)["words"]
         assert "(DATABASE_WAIT_SECONDS=0.1)" in answer, answer
         assert words in answer, answer
+    # A name has a few seconds to appear.
+    answer = attempt("postgresql://app:p@db.invalid/tls", seconds=600)["words"]
+    assert "No name server knows this host" in answer
+    assert "DATABASE_WAIT_SECONDS" not in answer
     server.sql("ALTER ROLE app CONNECTION LIMIT 0")
     try:
         answer = attempt(server.url(user="app:p%40ss%2Fw%3Ard"), seconds=0.1)["words"]

@@ -72,7 +72,7 @@ def _database_url(value: object) -> URL | None:
             url.get_dialect()().create_connect_args(url)  # checks hosts and ports
     except (ArgumentError, ValueError, psycopg.ProgrammingError) as error:
         raise ValueError(unreadable) from error
-    if "@" in (url.host or ""):  # it belongs to the password
+    if "@" in f"{url.host}{url.database}":  # it belongs to the password
         raise ValueError(unreadable)
     if url.drivername != "postgresql+psycopg":
         raise ValueError(f"starts with {url.drivername}://. It must be for PostgreSQL: {URL_FORM}.")

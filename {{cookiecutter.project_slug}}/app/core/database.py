@@ -30,6 +30,8 @@ NETWORK = {
 # What /readyz may take: the probe of a balancer waits a few seconds at most.
 PROBE_SECONDS = 2
 REPORT_EVERY_SECONDS = 3
+# How long a name that no name server knows may take to appear, as that of a container that starts.
+NAME_SECONDS = 5
 
 # Back to what the connection began with; locks of the session stay.
 RESET_SESSION = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
@@ -153,7 +155,8 @@ def connect_when_ready(engine: Engine, seconds: float) -> Connection:
             return engine.connect()
         except DBAPIError as error:
             refusal = refusals.explain(error, setting, len(set(hosts)))
-            if refusal.is_final or not isinstance(error, OperationalError):
+            is_over = refusal.is_final or (refusal.is_doubtful and waited >= NAME_SECONDS)
+            if is_over or not isinstance(error, OperationalError):
                 raise DatabaseUnavailable(
                     f"No login at {where}: {refusal.words}\n{refusal.advice}"
                 ) from None

@@ -106,16 +106,22 @@ HEALS = {
         "The server has no connection left: see docs/recovery.md, Too many connections."
     ),
 }
+# What a name server says of a name that is not there, or not there yet: a container may have to start.
+UNKNOWN_NAME = re.compile(r"Name or service not known|Name does not resolve|nodename nor servname")
 NEXT_STEP = "Is the database running, and is {setting} right?"
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no login: `advice` says what to change, `is_final` that waiting is no use."""
+    """Why there is no login: `advice` says what to change, `is_final` that waiting is no use.
+
+    `is_doubtful`: it is final unless a name that nobody knows now is known a moment later.
+    """
 
     words: str
     advice: str
     is_final: bool
+    is_doubtful: bool
 
 
 class NoOptions(psycopg.OperationalError):
@@ -133,11 +139,13 @@ def explain(
     hosts = _words_by_host(words)
     enough = addresses is None or len(hosts) >= addresses
     is_final = enough and all(any(map(_advice_if_final, failures)) for failures in hosts.values())
+    is_doubtful = enough and all(any(map(_is_hopeless, failures)) for failures in hosts.values())
     advice = _advice_if_final(words)
     if not is_final or advice is None:
         found = (advice for known, advice in HEALS.items() if re.search(known, words))
         advice = next(found, advice or NEXT_STEP)
-    return Refusal(" ".join(words.split()), advice.format(**_names(error.orig, setting)), is_final)
+    advice = advice.format(**_names(error.orig, setting))
+    return Refusal(" ".join(words.split()), advice, is_final, is_doubtful)
 
 
 def instruction(error: BaseException) -> str | None:
@@ -159,6 +167,10 @@ def _words_by_host(words: str) -> dict[tuple[str, str], list[str]]:
 
 def _advice_if_final(words: str) -> str | None:
     return next((advice for known, advice in FINAL.items() if re.search(known, words)), None)
+
+
+def _is_hopeless(words: str) -> bool:
+    return bool(UNKNOWN_NAME.search(words) or _advice_if_final(words))
 
 
 def _names(refusal: BaseException | None, setting: str) -> dict[str, str]:
