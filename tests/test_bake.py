@@ -118,7 +118,7 @@ GITHUB_CI = ".github/workflows/ci.yml"
 DEVCONTAINER = ".devcontainer/devcontainer.json"
 BOTH_PAGES = {"README.md", "docs/deploying.md"}
 # What every other answer than Docker changes.
-DEPLOYED = BOTH_PAGES | {GITHUB_CI} | DEPLOY_FILES["Docker"]
+DEPLOYED = BOTH_PAGES | {GITHUB_CI, "docs/backups.md"} | DEPLOY_FILES["Docker"]
 
 WITH_POSTGRES = {"README.md", "compose.yaml", "compose.production.yaml", GITHUB_CI}
 WITH_POSTGRES |= {"Dockerfile", "docs/backups.md"}

@@ -71,7 +71,7 @@ class Production:
         page = (self.path / "docs/deploying.md").read_text()
         section = re.search(r"^## Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
         blocks = re.findall(r"^```sh\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-        names = ["prepare", "start", "roll", "back", "restore", "certificate"]
+        names = "prepare start roll back keep restore rehearse certificate".split()
         assert len(blocks) == len(names)
         return {
             name: [
@@ -346,15 +346,21 @@ def test_a_rollout_in_one_command_makes_requests_wait(production: Production):
 
 def test_yesterdays_backup_comes_back(production: Production):
     assert production.post("of yesterday").status_code == 201
-    production.compose("exec", "-T", "backup", "flask backup create")
+    said = production.compose("exec", "-T", "backup", "flask backup create")
+    (yesterdays,) = re.findall(r"[^/\s]+\.dump", said)[-1:]
     assert production.post("of today").status_code == 201
-    said = production.sh(*production.commands["restore"])
-    assert "is whole" in said
+    assert yesterdays in production.sh(*production.commands["keep"])
+    restore = [line.replace("NAME", yesterdays) for line in production.commands["restore"]]
+    assert "is whole" in production.sh(*restore)
     found = production.select("SELECT name FROM authors WHERE name LIKE 'of %'")
     assert found == ["of yesterday"]
 
+    assert "2 replicas" in production.sh(production.in_table("pooling"))
     production.sh(production.in_table("backups"))
-    assert list((production.path / "copy").rglob("*.dump"))
+    assert (production.path / "backups" / yesterdays).exists()
+    path = f"{production.path}/.venv/bin"
+    rehearsal = [line.removeprefix("uv run ") for line in production.commands["rehearse"]]
+    assert "nothing to fix" in production.sh(f'PATH="{path}:$PATH"', *rehearsal)
 
 
 def test_a_renewed_certificate_is_served(production: Production):

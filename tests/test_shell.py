@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -51,10 +52,11 @@ def test_python_with_the_models(ready: Project):
     assert "'Kindred'" in result.stdout, result.stderr
 
 
-def test_psql_on_the_embedded_database(ready: Project):
-    assert psql(ready, "-Atc", "SELECT count(*) FROM books") == "4"
-    assert psql(ready, "--", "-At", "-c", WHERE, SCHEMA="mine") == "postgres|mine"
-    assert ready.postgres_pid() is None
+def test_psql_on_the_embedded_database(project: Project, seeded: Path):
+    shutil.copytree(seeded, project.path / ".postgres")
+    assert psql(project, "-Atc", "SELECT count(*) FROM books") == "4"
+    assert psql(project, "--", "-At", "-c", WHERE, SCHEMA="mine") == "postgres|mine"
+    assert project.postgres_pid() is None
     failed = ready.flask("db", "shell", "-c", "SELECT nothing")
     assert failed.returncode == 1
     assert 'column "nothing" does not exist' in failed.stdout
