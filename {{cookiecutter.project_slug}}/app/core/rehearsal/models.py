@@ -136,8 +136,9 @@ class Probe:
             there += len(copies)
 
     def _do(self, table: Table, name: str, work: Callable[[], None]) -> None:
-        done, words = self.results.setdefault(table.name, {}), ""
+        done = self.results.setdefault(table.name, {})
         for _ in range(ATTEMPTS):
+            words = ""
             try:
                 with self.connection.begin_nested() as savepoint:
                     work()
