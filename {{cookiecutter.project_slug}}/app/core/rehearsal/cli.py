@@ -17,6 +17,10 @@ from app.core.database_errors import reason
 from app.core.rehearsal.scratch import CannotRehearse
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal ends the process, no revision; it carries the exit code."""
+
+
 @click.command("rehearse")
 @click.argument("file", required=False, metavar="[FILE]")
 @click.option("--from", "start", metavar="REVISION", help="Run what comes after it.")
@@ -52,6 +56,7 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     """
     # Here, because backups migrate too, and nobody else needs all this.
     from app.core.backups.errors import BackupError
+    from app.core.rehearsal.revisions import ends
     from app.core.rehearsal.run import Options, rehearse
 
     options = Options(**words)
@@ -68,13 +73,15 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
         # What revisions print is no part of the report.
         with redirect_stdout(sys.stderr):
             report = rehearse(current_app.config["SETTINGS"], options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo("stopped; the scratch database is removed", err=True)
-        sys.exit(130)
+        sys.exit(error.args[0] if isinstance(error, Terminated) else 130)
     except BackupError as error:
         raise CannotRehearse(error.message) from None
     except DatabaseUnavailable as error:
         raise CannotRehearse(str(error)) from None
+    except SystemExit as error:
+        raise CannotRehearse(f"A file of migrations or of the app: {ends(error)}") from None
     except (psycopg.Error, DBAPIError) as error:
         raise CannotRehearse(f"The scratch database: {reason(error)}") from None
     click.echo(report.json() if as_json else report.text())
@@ -83,4 +90,4 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
 
 def _end(number: int, _frame: object) -> None:
     """Clean up as after Ctrl-C."""
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)

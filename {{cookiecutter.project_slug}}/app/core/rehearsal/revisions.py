@@ -142,13 +142,17 @@ def _measured(work: Callable[[], None], database: str) -> Run:
     except DBAPIError as error:
         run.error = explained(error)
     except SystemExit as error:
-        if not isinstance(error.code, str):
-            raise
-        run.error = error.code
+        run.error = ends(error)
     except Exception as error:
         run.error = f"{type(error).__name__}: {error}"
     run.seconds = time.monotonic() - begun
     return run
+
+
+def ends(error: SystemExit) -> str:
+    """What code that ends the process says, or that it does."""
+    words = f"it ends the process (SystemExit {error.code})"
+    return error.code if isinstance(error.code, str) else words
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class Rehearsal:
     previous: Code | None = None
     # What its models could do when they were asked last.
     probed: dict[str, Any] = field(default_factory=dict)
+    # And what before anything was migrated.
+    first: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Report:
         """Fill, migrate under load, down and up again, count, and let both releases work."""
@@ -128,7 +130,7 @@ class Rehearsal:
             return {}
         try:
             with telling(f"letting the models of {self.previous.name} read and write"):
-                self.probed = self.previous.probe()
+                self.first = self.probed = self.previous.probe()
                 judge.take_unfit(self.report, self.previous.name, self.probed)
                 return self.previous.tables()
         except DoesNotRunError as error:
@@ -221,7 +223,7 @@ class Rehearsal:
                 telling("letting the models of this code read and write"),
                 code_of(None, self.url, self.settings.schema_name) as code,
             ):
-                count, faults = judge.take_own_faults(self.report, code.probe())
+                count, faults = judge.take_own_faults(self.report, code.probe(), self.first)
         except DoesNotRunError as error:
             self._check("this code", f"not asked: {error}")
             return
