@@ -108,9 +108,7 @@ class Watch:
         """Look until the end; who loses the connection gets another one, or has missed waits."""
         while not self._stop.is_set():
             try:
-                connection = psycopg.connect(
-                    self.conninfo, autocommit=True, application_name=NAME
-                )
+                connection = psycopg.connect(self.conninfo, autocommit=True, application_name=NAME)
             except psycopg.Error as error:
                 self._fault = " ".join(str(error).split())
                 self._has_looked.set()
