@@ -1,8 +1,10 @@
 """The command `flask db rehearse`."""
 
+import os
 import signal
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -63,15 +65,14 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     if options.file and (options.start or options.rows):
         raise click.UsageError("--from and --rows are for a rehearsal without FILE.")
     if options.previous and not releases.is_known(options.previous):
-        raise click.BadParameter(
-            f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit.",
-            param_hint="--previous",
-        )
+        why = f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit."
+        if not releases.is_git_here():
+            why = "git is not installed here, so no release before is known."
+        raise click.BadParameter(why, param_hint="--previous")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        # What revisions print is no part of the report.
-        with redirect_stdout(sys.stderr):
+        with _stdout_kept_clean():
             report = rehearse(current_app.config["SETTINGS"], options)
     except KeyboardInterrupt as error:
         click.echo("stopped; the scratch database is removed", err=True)
@@ -86,6 +87,20 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
         raise CannotRehearse(f"The scratch database: {reason(error)}") from None
     click.echo(report.json() if as_json else report.text())
     sys.exit(report.exit_code)
+
+
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What revisions print is no part of the report, nor what a program prints that they start."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _end(number: int, _frame: object) -> None:

@@ -57,7 +57,8 @@ def plan(start: str | None, backup: set[str] | None) -> Plan:
     release = releases.last_release()
     released = releases.released_revisions()
     if release is None:
-        found = _after(everything, _all_but_the_last(everything), "the last one: no release")
+        why = "no release" if releases.is_git_here() else "git is not installed here"
+        found = _after(everything, _all_but_the_last(everything), f"the last one: {why}")
     elif all(each.revision in released for each in everything):
         why = f"the last one: {release} has them all"
         found = _after(everything, _all_but_the_last(everything), why)

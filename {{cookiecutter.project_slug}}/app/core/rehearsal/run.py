@@ -16,7 +16,7 @@ from app.core.backups import places
 from app.core.backups.store import Backup, Store
 from app.core.rehearsal import judge, tables
 from app.core.rehearsal.fill import service_on, with_backup, with_seeds
-from app.core.rehearsal.load import Load
+from app.core.rehearsal.load import Load, check_room
 from app.core.rehearsal.previous import Code, DoesNotRunError, code_of
 from app.core.rehearsal.report import Report, Step
 from app.core.rehearsal.revisions import Plan, Run, downgrade, plan, upgrade
@@ -77,8 +77,9 @@ class Rehearsal:
     def run(self) -> Report:
         """Fill, migrate under load, down and up again, count, and let both releases work."""
         self._unpack_previous()
-        source = self._fill()
         self.connection = self.stack.enter_context(self._connect())
+        check_room(self.connection, self.options)
+        source = self._fill()
         self.connection.execute("ANALYZE")
         self._describe(source)
         modelled = self._ask_previous_first()
@@ -96,7 +97,10 @@ class Rehearsal:
     def _unpack_previous(self) -> None:
         place = self.options.previous or releases.release_before(self.plan.pending)
         if place is None:
-            self._check(PREVIOUS, "not asked: git knows no code that is older than these revisions")
+            why = "git knows no code that is older than these revisions"
+            if not releases.is_git_here():
+                why = "git is not installed here"
+            self._check(PREVIOUS, f"not asked: {why}")
             return
         try:
             found = code_of(place, self.url, self.settings.schema_name)
