@@ -58,6 +58,7 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     """
     # Here, because backups migrate too, and nobody else needs all this.
     from app.core.backups.errors import BackupError
+    from app.core.rehearsal.previous import DoesNotRunError
     from app.core.rehearsal.revisions import ends
     from app.core.rehearsal.run import Options, rehearse
 
@@ -79,7 +80,7 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
         sys.exit(error.args[0] if isinstance(error, Terminated) else 130)
     except BackupError as error:
         raise CannotRehearse(error.message) from None
-    except DatabaseUnavailable as error:
+    except (DatabaseUnavailable, DoesNotRunError) as error:
         raise CannotRehearse(str(error)) from None
     except SystemExit as error:
         raise CannotRehearse(f"A file of migrations or of the app: {ends(error)}") from None

@@ -97,7 +97,7 @@ class Watch:
 
     def _look_once_more(self) -> None:
         self._has_looked.clear()
-        if not self._has_looked.wait(LOOK_SECONDS) or self._fault:
+        if self._fault or not self._has_looked.wait(LOOK_SECONDS) or self._fault:
             fault = self._fault or "the server does not answer"
             raise CannotRehearse(
                 f"The waits could not be measured: {fault}\nRun it again; if it stays so, see what "
