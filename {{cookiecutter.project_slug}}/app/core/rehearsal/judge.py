@@ -75,13 +75,27 @@ def compare(
             finding.is_to_fix = left < rows
 
 
-def compare_again(report: Report, start: State, end: State, now: State, what: str) -> None:
-    """No row that was there at the start and at the end may be missing."""
+def compare_down(report: Report, revision: str, start: State, end: State, now: State) -> set[str]:
+    """What was there before a revision and after it stays when it goes down; else the tables."""
+    lost = set()
     for name in sorted({*start.names.values()} & {*end.names.values()}):
         expected = min(start.rows_of(name) or 0, end.rows_of(name) or 0)
-        found = now.rows_of(name) or 0
+        found = now.rows_of(name)
+        words = f"{name} has {found or 0:,} of {_rows(expected)} after going down"
+        if found is None:
+            words = f"downgrade() drops {name}, which was there before upgrade()"
+        if found is None or found < expected:
+            report.add("rows", words, revision, name)
+            lost.add(name)
+    return lost
+
+
+def compare_again(report: Report, end: State, now: State, lost: set[str]) -> None:
+    """All rows are back after going down and up again, but for those of tables `lost` before."""
+    for name in sorted({*end.names.values()} - lost):
+        expected, found = end.rows_of(name) or 0, now.rows_of(name) or 0
         if found < expected:
-            words = f"{name} has {found:,} of {_rows(expected)} after going {what}"
+            words = f"{name} has {found:,} of {_rows(expected)} after going down and up again"
             report.add("rows", words, table=name)
 
 

@@ -68,6 +68,8 @@ class Rehearsal:
     report: Report
     stack: ExitStack
     done: list[Script] = field(default_factory=list)
+    # What there was before each of them.
+    before: dict[str, tables.State] = field(default_factory=dict)
     previous: Code | None = None
     # What its models could do when they were asked last.
     probed: dict[str, Any] = field(default_factory=dict)
@@ -85,12 +87,17 @@ class Rehearsal:
         modelled = self._ask_previous_first()
         start = self._state()
         self._migrate(modelled, start)
+        end = self._state()
         if len(self.done) == len(self.plan.pending):
-            self._down_and_up(start)
-            self._ask_previous()
-            self._sum_up()
-            self._ask_this_code()
-        dropped = {*start.names.values()} - {*self._state().names.values()}
+            fault = self._down_and_up(end)
+            if not fault:
+                self._ask_previous()
+            self._sum_up(end)
+            if fault:  # codes would fail because of it, and not for a fault of theirs
+                self._check("this code", f"not asked: {fault}")
+            else:
+                self._ask_this_code()
+        dropped = {*start.names.values()} - {*end.names.values()}
         judge.acknowledge(self.report, self.plan.pending, dropped)
         return self.report
 
@@ -165,6 +172,7 @@ class Rehearsal:
                     self.report.add("fails", run.error, step.revision)
                     break
                 self.done.append(script)
+                self.before[script.revision] = before
                 self._ask_previous(step.revision)
                 load.lap()
                 judge.take_failures(self.report, load, step)
@@ -184,8 +192,10 @@ class Rehearsal:
         self.report.steps.append(step)
         return step, run
 
-    def _down_and_up(self, start: tables.State) -> None:
-        end, down, words = self._state(), list[Script](), ""
+    def _down_and_up(self, end: tables.State) -> str:
+        """Also says why the tables are not as at the end, if they are not."""
+        down, words, fault = list[Script](), "", ""
+        now, lost = end, set[str]()
         for script in reversed(self.done):
             reasons = dict(getattr(script.module, "acknowledged", {}))
             if why := reasons.get("empty-downgrade"):
@@ -201,18 +211,24 @@ class Rehearsal:
                 self.report.add("down", f"downgrade() fails: {run.error}", script.revision)
                 break
             down.append(script)
-        judge.compare_again(self.report, start, end, self._state(), "down")
+            start, was, now = self.before[script.revision], now, self._state()
+            lost |= judge.compare_down(self.report, script.revision, start, was, now)
         for script in reversed(down):
             _say(f"up again: {Path(script.path).name}")
             run = upgrade(script, str(self.url.database))
             if run.error:
-                words = f"; {script.revision} does not go up again"
+                fault = f"{script.revision} does not go up again"
+                words = f"; {fault}"
                 words_of_it = f"upgrade() fails after downgrade(): {run.error}"
                 self.report.add("again", words_of_it, script.revision)
                 break
         else:
-            judge.compare_again(self.report, end, end, self._state(), "down and up again")
+            now = self._state()
+            judge.compare_again(self.report, end, now, lost)
+            if gone := sorted({*end.names.values()} - {*now.names.values()}):
+                fault = f"going down and up again has dropped {', '.join(gone)}"
         self._check("down and up again", f"{len(down)} of {len(self.done)} revisions{words}")
+        return fault
 
     def _ask_previous(self, revision: str = "") -> None:
         if self.previous:
@@ -234,9 +250,8 @@ class Rehearsal:
         how = f"does not read and write {faults}" if faults else "reads and writes all"
         self._check("this code", f"{how} of its {count} tables")
 
-    def _sum_up(self) -> None:
-        state = self._state()
-        self._check("rows", f"{sum(state.rows.values()):,} in {len(state.rows)} tables at the end")
+    def _sum_up(self, end: tables.State) -> None:
+        self._check("rows", f"{sum(end.rows.values()):,} in {len(end.rows)} tables at the end")
         if self.previous:
             count = len(self.probed["results"])
             broken = {each.table for each in self.report.findings if each.is_a_break_of_previous}
