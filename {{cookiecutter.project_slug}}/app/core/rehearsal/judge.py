@@ -61,6 +61,11 @@ def compare(
     for oid, file in after.files.items():
         if before.files.get(oid, file) != file:  # the table was written anew
             step.rows = max(step.rows, after.rows[oid])
+    for oid, name in after.names.items():
+        if after.security[oid] != before.security.get(oid, ""):
+            words = f"row level security of {name} changed; it is not rehearsed, because the role "
+            words += "of a rehearsal is not subject to it"
+            report.note("security", words, step.revision, name)
     for oid, name in before.names.items():
         rows, left = before.rows[oid], after.rows_of(name, oid)
         if left is None and rows:
