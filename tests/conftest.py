@@ -50,6 +50,9 @@ TYPED = [
     "a" * 1000,
 ]
 
+# What a shell starts with & ignores Ctrl-C, and so would all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 COOKIECUTTER = [sys.executable, "-m", "cookiecutter", str(TEMPLATE)]
 PATIENCE = 120  # seconds: test machines can be slow, and no test is about speed
 
@@ -371,6 +374,9 @@ LONG = [
     "test_trouble.py",
     "test_deploys.py",
     "test_docker.py",
+    "test_production_compose.py",
+    "test_rehearsal.py",
+    "test_platform_commands.py",
     "test_backups.py",
 ]
 

@@ -42,7 +42,7 @@ def together(project: Project, count: int, *words: str, **environment: str) -> l
     return outputs
 
 
-@pytest.mark.parametrize("schema", ["public", "orders", "order"])
+@pytest.mark.parametrize("schema", ["public", "order"])
 def test_eight_upgrades_at_once_on_an_empty_database(project: Project, schema):
     outputs = together(project, 8, "db", "upgrade", SCHEMA=schema)
     assert sum(output.count("Running upgrade") for output in outputs) == 1

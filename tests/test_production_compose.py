@@ -71,7 +71,7 @@ class Production:
         page = (self.path / "docs/deploying.md").read_text()
         section = re.search(r"^## Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
         blocks = re.findall(r"^```sh\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-        names = "prepare start roll back keep restore rehearse certificate".split()
+        names = ["prepare", "start", "roll", "back", "keep", "restore", "rehearse", "certificate"]
         assert len(blocks) == len(names)
         return {
             name: [

@@ -57,7 +57,7 @@ def test_psql_on_the_embedded_database(project: Project, seeded: Path):
     assert psql(project, "-Atc", "SELECT count(*) FROM books") == "4"
     assert psql(project, "--", "-At", "-c", WHERE, SCHEMA="mine") == "postgres|mine"
     assert project.postgres_pid() is None
-    failed = ready.flask("db", "shell", "-c", "SELECT nothing")
+    failed = project.flask("db", "shell", "-c", "SELECT nothing")
     assert failed.returncode == 1
     assert 'column "nothing" does not exist' in failed.stdout
 

@@ -271,7 +271,10 @@ def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     for words in (["db", "upgrade"], ["db", "check"], ["db", "lint", "base:head"]):
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
-    for tool in (["mypy"], ["ruff", "check"]):
+    tools = [["ruff", "check"]]
+    # It takes long; what is between the oldest and the newest release differs less.
+    tools += [["mypy"]] if version in (VERSIONS[0], VERSIONS[-1]) else []
+    for tool in tools:
         result = project.run(project.python, "-m", *tool)
         assert result.returncode == 0, result.stdout
 

@@ -173,7 +173,7 @@ def worker(written: Project) -> Iterator[Worker]:
     worker.process.wait()
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(models=st.lists(_models(), min_size=2, max_size=2))
 def test_any_change_goes_up_down_and_up(worker: Worker, models: list[str]):
     assert "wrong" not in (answer := worker.ask(models)), answer["wrong"]
