@@ -15,6 +15,9 @@ from production import Database, running
 
 LIMIT_MS = 1000
 SLEEP = "op.execute('SELECT pg_sleep(1.5)')"
+PRINTS = "__import__('os').system('echo no JSON')"
+KILLS_THE_WATCH = """op.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+               " WHERE datname = current_database() AND application_name = 'rehearsal watch'")"""
 REVISION = '''"""{name}"""
 
 import sqlalchemy as sa
@@ -35,9 +38,20 @@ def downgrade():
 '''
 # Nobody ran `flask db lint`. Each is a name, what goes up and what goes down.
 HAZARDS = [
-    ("lock", f"op.add_column('books', sa.Column('note', sa.Text())); {SLEEP}", "pass"),
-    ("locked_rows", f"op.execute('UPDATE authors SET born = born'); {SLEEP}", "pass"),
+    ("lock", f"op.add_column('books', sa.Column('note', sa.Text())); {SLEEP}; {PRINTS}", "pass"),
+    (
+        "locked_rows",
+        f"{KILLS_THE_WATCH}; op.execute('UPDATE authors SET born = born'); {SLEEP}",
+        "pass",
+    ),
     ("index", f"op.create_index('ix_title', 'books', ['title']); {SLEEP}", "pass"),
+    ("sequence", "op.execute('ALTER SEQUENCE books_id_seq RESTART WITH 1')", "pass"),
+    (
+        "secured",
+        "op.execute('ALTER SEQUENCE books_id_seq RESTART WITH 1000');"
+        " op.execute('ALTER TABLE books ENABLE ROW LEVEL SECURITY')",
+        "pass",
+    ),
     (
         "required",
         "op.add_column('books', sa.Column('language', sa.Text(), server_default='en'));"
@@ -71,6 +85,7 @@ EXPECTED = {
     "lock": ("wait", "books", r"statements? on books waited, up to 1\.\d+ s; the limit is 1 s"),
     "locked_rows": ("wait", "authors", r"statements? on authors waited"),
     "index": ("wait", "books", r"statements? on books waited"),
+    "sequence": ("breaks", "books", "insert.*the next number of books.id is taken"),
     "required": ("breaks", "books", 'insert.*null value in column "language"'),
     "narrow": ("breaks", "authors", "name = 200 characters: .*too long"),
     "integer": ("breaks", "books", "published = 9223372036854775807: .*out of range"),
@@ -126,7 +141,7 @@ def test_a_hazard_of_each_kind_is_caught(released: Project):
     write(released, *HAZARDS)
     code, report, said = rehearse(released)
     assert code == report["exit_code"] == 1, said
-    assert report["title"].startswith("17 revisions (since v1), from 0001, on the seeds of v1")
+    assert report["title"].startswith("19 revisions (since v1), from 0001, on the seeds of v1")
     names = [each["revision"].partition("_")[2] for each in report["revisions"]]
     assert names == [each[0] for each in HAZARDS[:-1]]
     found = to_fix(report)
@@ -137,6 +152,8 @@ def test_a_hazard_of_each_kind_is_caught(released: Project):
     harmless = {each[0] for each in HAZARDS} - EXPECTED.keys()
     guilty = {each["revision"].partition("_")[2] for each in found}
     assert not harmless & guilty, found
+    known = [each for each in report["findings"] if each["kind"] == "security"]
+    assert [(each["revision"], each["table"]) for each in known] == [("9904_secured", "books")]
     lock, rows, *_, last = report["revisions"]
     assert lock["longest_wait"]["table"] == "books"
     assert lock["longest_wait"]["seconds"] > LIMIT_MS / 1000
@@ -153,17 +170,20 @@ def test_ways_back(released: Project):
     write(
         released,
         ("by_design", "op.execute('SELECT 1')", "raise NotImplementedError('it was sold')"),
-        ("loses", "op.execute('SELECT 1')", rows),
+        ("loses", "op.execute('SELECT 1')", "op.execute('DELETE FROM authors')"),
+        ("drops", "op.execute('SELECT 1')", "op.drop_table('books')"),
         ("good", "op.execute('CREATE TABLE new (id bigint)')", "op.drop_table('new')"),
     )
     code, report, said = rehearse(released)
     assert code == 1, said
-    assert [each["words"] for each in to_fix(report)] == [
-        "books has 0 of 4 rows after going down",
-        "books has 0 of 4 rows after going down and up again",
+    assert [(each["revision"], each["words"]) for each in to_fix(report)] == [
+        ("9902_drops", "downgrade() drops books, which was there before upgrade()"),
+        ("9901_loses", "authors has 0 of 4 rows after going down"),
     ]
+    gone = "not asked: going down and up again has dropped books"
+    assert report["checks"]["this code"] == gone
     way = report["checks"]["down and up again"]
-    assert way == "2 of 3 revisions; 9900_by_design does not go down, by design: it was sold"
+    assert way == "3 of 4 revisions; 9900_by_design does not go down, by design: it was sold"
 
     for file in (released.path / "migrations/versions").glob("99*"):
         file.unlink()
@@ -270,12 +290,12 @@ def test_a_real_backup(released: Project):
         " 'fiction', 1 + n % 200 FROM generate_series(1, 20000) n",
     )
     before = released.sql("SELECT count(*), max(updated_at) FROM books")
-    file = released.path / "before.dump"
     page = (released.path / "docs/migrations.md").read_text()
     plain, made, rehearsed = re.findall(r"^uv run flask (backup .*|db rehearse.*)$", page, re.M)
     assert plain == "db rehearse"
     result = released.flask(*made.split())
     assert result.returncode == 0, result.stdout
+    (file,) = (released.path / "backups").glob("*.dump")
     code, report, said = rehearse(released, *rehearsed.split()[2:])
     assert (code, report["title"]) == (
         0,
@@ -290,7 +310,7 @@ def test_a_real_backup(released: Project):
     code, report, said = rehearse(released, str(file), SCHEMA="elsewhere")
     assert code == 1, said
     assert report["title"].startswith(
-        "2 revisions (since the backup), from 0001, on before.dump (20,200 rows"
+        f"2 revisions (since the backup), from 0001, on {file.name} (20,200 rows"
     )
     assert [each["rows"] for each in report["revisions"]] == [20_000, 0]
     (finding,) = to_fix(report)
@@ -305,6 +325,7 @@ def test_a_real_backup(released: Project):
         (["--previous", "v9"], "git does not know 'v9'"),
         (["--from", "9999"], "There is no revision 9999"),
         (["--readers", "-1"], "--readers"),
+        (["--readers", "90", "--writers", "90"], "not for 180: use --readers"),
     ):
         code, report, said = rehearse(released, *words)
         assert (code, report) == (2, {}), words
@@ -318,7 +339,7 @@ def databases(server: Database) -> list[str]:
 
 def test_nothing_is_left_behind(released: Project):
     """Killed, stopped, or with a server of its own: its database is gone afterwards."""
-    write(released, ("fails", "op.execute('SELECT pg_sleep(0)')", "op.drop_table('nowhere')"))
+    write(released, ("fails", "op.execute('SELECT pg_sleep(0)')", "raise SystemExit(0)"))
     file = released.path / "migrations/versions/9900_fails.py"
     text = file.read_text()
     sleeping = (
@@ -364,6 +385,7 @@ def test_nothing_is_left_behind(released: Project):
         assert code == 1, said
         (finding,) = to_fix(report)
         assert (finding["kind"], finding["revision"]) == ("down", "9900_fails")
+        assert finding["words"] == "downgrade() fails: it ends the process (SystemExit 0)"
         for url, told in (
             (server.url.replace("///", "//localhost/"), "the service's own database"),
             (other.replace("postgres@", "small@"), 'ALTER ROLE "small" CREATEDB;'),

@@ -1,6 +1,7 @@
 """What git says is released, and the code of a release."""
 
 import io
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable
@@ -15,6 +16,11 @@ from app.core import history
 MAIN_BRANCHES = ["origin/HEAD", "origin/main", "origin/master", "main", "master"]
 # What importing the models needs, and `flask seed`.
 CODE = ["app", "pyproject.toml", ".flaskenv"]
+
+
+def is_git_here() -> bool:
+    """Whether git is installed."""
+    return shutil.which("git") is not None
 
 
 def git(*words: str) -> list[str]:

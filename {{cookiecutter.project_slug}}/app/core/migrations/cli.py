@@ -70,7 +70,7 @@ def _check_history(needs_one_head: bool, refusal: type[click.ClickException]) ->
         ) from None
     except CommandError as error:
         raise refusal(str(error)) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise refusal(
             f"A file in migrations/versions cannot be loaded: {type(error).__name__}: {error}"
         ) from None

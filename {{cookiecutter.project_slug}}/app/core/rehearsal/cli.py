@@ -1,8 +1,10 @@
 """The command `flask db rehearse`."""
 
+import os
 import signal
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import click
@@ -15,6 +17,10 @@ from app.core import releases
 from app.core.database import DatabaseUnavailable
 from app.core.database_errors import reason
 from app.core.rehearsal.scratch import CannotRehearse
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal ends the process, no revision; it carries the exit code."""
 
 
 @click.command("rehearse")
@@ -52,35 +58,52 @@ def rehearse_command(as_json: bool, **words: Any) -> None:
     """
     # Here, because backups migrate too, and nobody else needs all this.
     from app.core.backups.errors import BackupError
+    from app.core.rehearsal.previous import DoesNotRunError
+    from app.core.rehearsal.revisions import ends
     from app.core.rehearsal.run import Options, rehearse
 
     options = Options(**words)
     if options.file and (options.start or options.rows):
         raise click.UsageError("--from and --rows are for a rehearsal without FILE.")
     if options.previous and not releases.is_known(options.previous):
-        raise click.BadParameter(
-            f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit.",
-            param_hint="--previous",
-        )
+        why = f"git does not know {options.previous!r} here: it wants a tag, a branch or a commit."
+        if not releases.is_git_here():
+            why = "git is not installed here, so no release before is known."
+        raise click.BadParameter(why, param_hint="--previous")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        # What revisions print is no part of the report.
-        with redirect_stdout(sys.stderr):
+        with _stdout_kept_clean():
             report = rehearse(current_app.config["SETTINGS"], options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         click.echo("stopped; the scratch database is removed", err=True)
-        sys.exit(130)
+        sys.exit(error.args[0] if isinstance(error, Terminated) else 130)
     except BackupError as error:
         raise CannotRehearse(error.message) from None
-    except DatabaseUnavailable as error:
+    except (DatabaseUnavailable, DoesNotRunError) as error:
         raise CannotRehearse(str(error)) from None
+    except SystemExit as error:
+        raise CannotRehearse(f"A file of migrations or of the app: {ends(error)}") from None
     except (psycopg.Error, DBAPIError) as error:
         raise CannotRehearse(f"The scratch database: {reason(error)}") from None
     click.echo(report.json() if as_json else report.text())
     sys.exit(report.exit_code)
 
 
+@contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What revisions print is no part of the report, nor what a program prints that they start."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def _end(number: int, _frame: object) -> None:
     """Clean up as after Ctrl-C."""
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)

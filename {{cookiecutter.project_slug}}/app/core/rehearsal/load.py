@@ -15,12 +15,21 @@ from typing import Protocol
 import psycopg
 from psycopg import sql
 
+from app.core.rehearsal.scratch import CannotRehearse
 from app.core.rehearsal.tables import Table
 
 NAME = "rehearsal load"
 # What a statement cannot help: it waited too long, or its server or its table goes away.
 PASSING = ("08", "55", "57", "XX")
 LAP_SECONDS = 60
+# The migration, its lock, the watch and the models of a release connect besides.
+OTHERS = 6
+FREE = """
+    SELECT current_setting('max_connections')::int - count(*)
+        - current_setting('superuser_reserved_connections')::int
+        - coalesce(current_setting('reserved_connections', true), '0')::int
+    FROM pg_stat_activity WHERE backend_type = 'client backend'
+"""
 
 
 @dataclass
@@ -54,6 +63,20 @@ class Wanted(Protocol):
     readers: int
     writers: int
     rate: int
+
+
+def check_room(connection: psycopg.Connection, wanted: Wanted) -> None:
+    """Refuse a load that the server has no connections for: no revision is to blame for it."""
+    row = connection.execute(FREE).fetchone()
+    room = max(0, (int(row[0]) if row else 0) - OTHERS)
+    count = wanted.readers + wanted.writers
+    if count <= room:
+        return
+    readers = wanted.readers * room // count
+    raise CannotRehearse(
+        f"The server has room for {room} connections of the load, not for {count}: use --readers "
+        f"{readers} --writers {min(room - readers, wanted.writers)}, or raise its max_connections."
+    )
 
 
 @dataclass

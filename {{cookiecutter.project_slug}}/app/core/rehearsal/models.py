@@ -40,6 +40,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, undefer
 from sqlalchemy.orm.attributes import flag_modified
 from sqlalchemy.types import BigInteger, SmallInteger, TypeDecorator
@@ -76,6 +77,10 @@ def main() -> None:
                 result = probe.run() if what == "probe" else probe.multiply(int(words[0]))
                 connection.rollback()
         print(json.dumps(result), file=answers, flush=True)
+
+
+class NumberTakenError(Exception):
+    """A sequence or identity gives a number that a row has already."""
 
 
 class Probe:
@@ -136,8 +141,9 @@ class Probe:
             there += len(copies)
 
     def _do(self, table: Table, name: str, work: Callable[[], None]) -> None:
-        done, words = self.results.setdefault(table.name, {}), ""
+        done = self.results.setdefault(table.name, {})
         for _ in range(ATTEMPTS):
+            words = ""
             try:
                 with self.connection.begin_nested() as savepoint:
                     work()
@@ -197,14 +203,30 @@ class Probe:
     def _insert(self, table: Table, values: dict[str, Any]) -> None:
         self.connection.execute(insert(table).values(values))
 
+    def _insert_new(self, table: Table, values: dict[str, Any]) -> None:
+        """The database numbers the row, so a number that is taken is no doing of ours."""
+        key = self.database.get_pk_constraint(table.name)["name"]
+        number = table.autoincrement_column
+        try:
+            self._insert(table, values)
+        except IntegrityError as error:
+            constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+            if number is None or constraint is None or constraint != key:
+                raise
+            raise NumberTakenError(
+                f"the next number of {table.name}.{number.name} is taken; set it after the rows: "
+                f"SELECT setval(pg_get_serial_sequence('{table.name}', '{number.name}'), "
+                f"max({number.name})) FROM {table.name}"
+            ) from None
+
     def _insert_copy(self, table: Table, row: dict[str, Any]) -> None:
-        self._insert(table, self._copy(table, row, self._unique(table)))
+        self._insert_new(table, self._copy(table, row, self._unique(table)))
 
     def _insert_with_defaults(self, table: Table, row: dict[str, Any]) -> None:
         """A copy without what has a default; a NULL is tried by itself, see `_values`."""
         copy = self._copy(table, row, self._unique(table))
         defaults = {each.name for each in table.columns if each.default or each.server_default}
-        self._insert(table, {name: copy[name] for name in copy.keys() - defaults})
+        self._insert_new(table, {name: copy[name] for name in copy.keys() - defaults})
 
     def _delete_and_insert(self, table: Table, row: dict[str, Any]) -> None:
         self.connection.execute(delete(table).where(_is(table, row)))

@@ -39,7 +39,7 @@ class Step:
 class Finding:
     """Something that went wrong, or that is good to know."""
 
-    # wait, fails, breaks, rows, down, again
+    # wait, fails, breaks, rows, down, again, load, security
     kind: str
     words: str
     revision: str = ""

@@ -57,7 +57,8 @@ def plan(start: str | None, backup: set[str] | None) -> Plan:
     release = releases.last_release()
     released = releases.released_revisions()
     if release is None:
-        found = _after(everything, _all_but_the_last(everything), "the last one: no release")
+        why = "no release" if releases.is_git_here() else "git is not installed here"
+        found = _after(everything, _all_but_the_last(everything), f"the last one: {why}")
     elif all(each.revision in released for each in everything):
         why = f"the last one: {release} has them all"
         found = _after(everything, _all_but_the_last(everything), why)
@@ -142,13 +143,17 @@ def _measured(work: Callable[[], None], database: str) -> Run:
     except DBAPIError as error:
         run.error = explained(error)
     except SystemExit as error:
-        if not isinstance(error.code, str):
-            raise
-        run.error = error.code
+        run.error = ends(error)
     except Exception as error:
         run.error = f"{type(error).__name__}: {error}"
     run.seconds = time.monotonic() - begun
     return run
+
+
+def ends(error: SystemExit) -> str:
+    """What code that ends the process says, or that it does."""
+    words = f"it ends the process (SystemExit {error.code})"
+    return error.code if isinstance(error.code, str) else words
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from app.core.backups import places
 from app.core.backups.store import Backup, Store
 from app.core.rehearsal import judge, tables
 from app.core.rehearsal.fill import service_on, with_backup, with_seeds
-from app.core.rehearsal.load import Load
+from app.core.rehearsal.load import Load, check_room
 from app.core.rehearsal.previous import Code, DoesNotRunError, code_of
 from app.core.rehearsal.report import Report, Step
 from app.core.rehearsal.revisions import Plan, Run, downgrade, plan, upgrade
@@ -68,33 +68,46 @@ class Rehearsal:
     report: Report
     stack: ExitStack
     done: list[Script] = field(default_factory=list)
+    # What there was before each of them.
+    before: dict[str, tables.State] = field(default_factory=dict)
     previous: Code | None = None
     # What its models could do when they were asked last.
     probed: dict[str, Any] = field(default_factory=dict)
+    # And what before anything was migrated.
+    first: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Report:
         """Fill, migrate under load, down and up again, count, and let both releases work."""
         self._unpack_previous()
-        source = self._fill()
         self.connection = self.stack.enter_context(self._connect())
+        check_room(self.connection, self.options)
+        source = self._fill()
         self.connection.execute("ANALYZE")
         self._describe(source)
         modelled = self._ask_previous_first()
         start = self._state()
         self._migrate(modelled, start)
+        end = self._state()
         if len(self.done) == len(self.plan.pending):
-            self._down_and_up(start)
-            self._ask_previous()
-            self._sum_up()
-            self._ask_this_code()
-        dropped = {*start.names.values()} - {*self._state().names.values()}
+            fault = self._down_and_up(end)
+            if not fault:
+                self._ask_previous()
+            self._sum_up(end)
+            if fault:  # codes would fail because of it, and not for a fault of theirs
+                self._check("this code", f"not asked: {fault}")
+            else:
+                self._ask_this_code()
+        dropped = {*start.names.values()} - {*end.names.values()}
         judge.acknowledge(self.report, self.plan.pending, dropped)
         return self.report
 
     def _unpack_previous(self) -> None:
         place = self.options.previous or releases.release_before(self.plan.pending)
         if place is None:
-            self._check(PREVIOUS, "not asked: git knows no code that is older than these revisions")
+            why = "git knows no code that is older than these revisions"
+            if not releases.is_git_here():
+                why = "git is not installed here"
+            self._check(PREVIOUS, f"not asked: {why}")
             return
         try:
             found = code_of(place, self.url, self.settings.schema_name)
@@ -128,7 +141,7 @@ class Rehearsal:
             return {}
         try:
             with telling(f"letting the models of {self.previous.name} read and write"):
-                self.probed = self.previous.probe()
+                self.first = self.probed = self.previous.probe()
                 judge.take_unfit(self.report, self.previous.name, self.probed)
                 return self.previous.tables()
         except DoesNotRunError as error:
@@ -159,6 +172,7 @@ class Rehearsal:
                     self.report.add("fails", run.error, step.revision)
                     break
                 self.done.append(script)
+                self.before[script.revision] = before
                 self._ask_previous(step.revision)
                 load.lap()
                 judge.take_failures(self.report, load, step)
@@ -178,8 +192,10 @@ class Rehearsal:
         self.report.steps.append(step)
         return step, run
 
-    def _down_and_up(self, start: tables.State) -> None:
-        end, down, words = self._state(), list[Script](), ""
+    def _down_and_up(self, end: tables.State) -> str:
+        """Also says why the tables are not as at the end, if they are not."""
+        down, words, fault = list[Script](), "", ""
+        now, lost = end, set[str]()
         for script in reversed(self.done):
             reasons = dict(getattr(script.module, "acknowledged", {}))
             if why := reasons.get("empty-downgrade"):
@@ -195,18 +211,24 @@ class Rehearsal:
                 self.report.add("down", f"downgrade() fails: {run.error}", script.revision)
                 break
             down.append(script)
-        judge.compare_again(self.report, start, end, self._state(), "down")
+            start, was, now = self.before[script.revision], now, self._state()
+            lost |= judge.compare_down(self.report, script.revision, start, was, now)
         for script in reversed(down):
             _say(f"up again: {Path(script.path).name}")
             run = upgrade(script, str(self.url.database))
             if run.error:
-                words = f"; {script.revision} does not go up again"
+                fault = f"{script.revision} does not go up again"
+                words = f"; {fault}"
                 words_of_it = f"upgrade() fails after downgrade(): {run.error}"
                 self.report.add("again", words_of_it, script.revision)
                 break
         else:
-            judge.compare_again(self.report, end, end, self._state(), "down and up again")
+            now = self._state()
+            judge.compare_again(self.report, end, now, lost)
+            if gone := sorted({*end.names.values()} - {*now.names.values()}):
+                fault = f"going down and up again has dropped {', '.join(gone)}"
         self._check("down and up again", f"{len(down)} of {len(self.done)} revisions{words}")
+        return fault
 
     def _ask_previous(self, revision: str = "") -> None:
         if self.previous:
@@ -221,16 +243,15 @@ class Rehearsal:
                 telling("letting the models of this code read and write"),
                 code_of(None, self.url, self.settings.schema_name) as code,
             ):
-                count, faults = judge.take_own_faults(self.report, code.probe())
+                count, faults = judge.take_own_faults(self.report, code.probe(), self.first)
         except DoesNotRunError as error:
             self._check("this code", f"not asked: {error}")
             return
         how = f"does not read and write {faults}" if faults else "reads and writes all"
         self._check("this code", f"{how} of its {count} tables")
 
-    def _sum_up(self) -> None:
-        state = self._state()
-        self._check("rows", f"{sum(state.rows.values()):,} in {len(state.rows)} tables at the end")
+    def _sum_up(self, end: tables.State) -> None:
+        self._check("rows", f"{sum(end.rows.values()):,} in {len(end.rows)} tables at the end")
         if self.previous:
             count = len(self.probed["results"])
             broken = {each.table for each in self.report.findings if each.is_a_break_of_previous}

@@ -26,6 +26,12 @@ SIZE = """
         SELECT %(oid)s::regclass AS relid UNION SELECT relid FROM pg_partition_tree(%(oid)s)
     ) parts
 """
+# Whether rows are hidden from some roles, and which.
+SECURITY = """
+    SELECT concat_ws(' ', NULLIF(relrowsecurity, false), NULLIF(relforcerowsecurity, false), (
+        SELECT string_agg(p::text, ' ' ORDER BY p.oid) FROM pg_policy p WHERE p.polrelid = c.oid
+    )) FROM pg_class c WHERE c.oid = %s
+"""
 
 
 @dataclass
@@ -137,6 +143,7 @@ class State:
     bytes: dict[int, int]
     # Another file means that all rows were written anew.
     files: dict[int, int]
+    security: dict[int, str]
 
     def rows_of(self, name: str, oid: int = 0) -> int | None:
         """The rows of the table of this name, else of the one that had it."""
@@ -146,7 +153,7 @@ class State:
 
 def state(connection: psycopg.Connection, schema: str) -> State:
     """Count the rows, and measure the tables."""
-    result = State({}, {}, {}, {})
+    result = State({}, {}, {}, {}, {})
     for oid, name, *_ in connection.execute(TABLES, [schema]).fetchall():
         count = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(name))
         file = "SELECT coalesce(pg_relation_filenode(%s), 0)"
@@ -154,6 +161,8 @@ def state(connection: psycopg.Connection, schema: str) -> State:
         result.rows[oid] = _one(connection, count)
         result.bytes[oid] = _one(connection, SIZE, {"oid": oid})
         result.files[oid] = _one(connection, file, [oid])
+        row = connection.execute(SECURITY, [oid]).fetchone()
+        result.security[oid] = row[0] if row else ""
     return result
 
 

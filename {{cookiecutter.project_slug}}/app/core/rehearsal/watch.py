@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 
 import psycopg
 
+from app.core.rehearsal.scratch import CannotRehearse
+
 NAME = "rehearsal watch"
 EVERY_SECONDS = 0.02
+# A look takes an instant; on a machine that is very busy, a little more.
+LOOK_SECONDS = 60
 # What keeps readers out, and what keeps writers out.
 STRONG = {
     "AccessExclusiveLock": "readers and writers",
@@ -62,6 +66,8 @@ class Watch:
     def __post_init__(self) -> None:
         self._stop = threading.Event()
         self._lock = threading.Lock()
+        self._has_looked = threading.Event()
+        self._fault = ""
         self._seen: set[tuple[int, str]] = set()
         self._since: dict[tuple[int, str], float] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -78,28 +84,48 @@ class Watch:
 
     def begin(self) -> None:
         """A revision begins."""
+        self._look_once_more()
         with self._lock:
             self.waits = {}
             self._seen, self._since = set(), {}
 
     def end(self) -> dict[str, Wait]:
-        """It has ended: who had to wait, by table."""
+        """It has ended: who had to wait, by table. Raises `CannotRehearse` if nobody looked."""
+        self._look_once_more()
         with self._lock:
             return self.waits
 
+    def _look_once_more(self) -> None:
+        self._has_looked.clear()
+        if self._fault or not self._has_looked.wait(LOOK_SECONDS) or self._fault:
+            fault = self._fault or "the server does not answer"
+            raise CannotRehearse(
+                f"The waits could not be measured: {fault}\nRun it again; if it stays so, see what "
+                "ends connections to this server, and whether it has enough of them."
+            )
+
     def _run(self) -> None:
-        with (
-            suppress(psycopg.OperationalError),  # the database was dropped
-            psycopg.connect(self.conninfo, autocommit=True, application_name=NAME) as connection,
-        ):
-            while not self._stop.wait(EVERY_SECONDS):
-                load = self.load()
-                waiting = connection.execute(WAITS).fetchall()
-                own = [*load, connection.info.backend_pid]
-                held = connection.execute(HELD, [[*STRONG], own]).fetchall()
-                with self._lock:
-                    self._take_waits(waiting, load)
-                    self._take_held(held)
+        """Look until the end; who loses the connection gets another one, or has missed waits."""
+        while not self._stop.is_set():
+            try:
+                connection = psycopg.connect(self.conninfo, autocommit=True, application_name=NAME)
+            except psycopg.Error as error:
+                self._fault = " ".join(str(error).split())
+                self._has_looked.set()
+                return
+            with suppress(psycopg.OperationalError), connection:
+                self._look(connection)
+
+    def _look(self, connection: psycopg.Connection) -> None:
+        while not self._stop.wait(EVERY_SECONDS):
+            load = self.load()
+            waiting = connection.execute(WAITS).fetchall()
+            own = [*load, connection.info.backend_pid]
+            held = connection.execute(HELD, [[*STRONG], own]).fetchall()
+            with self._lock:
+                self._take_waits(waiting, load)
+                self._take_held(held)
+            self._has_looked.set()
 
     def _take_waits(self, waiting: list[tuple], load: dict[int, str]) -> None:  # type: ignore[type-arg]
         blockers = {pid: {*by} for pid, _, _, _, by in waiting}
