@@ -78,6 +78,8 @@ def test_names_in_a_blueprint_fit_together(rendered):
     (service,) = blueprint["services"]
     (source,) = [each["fromDatabase"] for each in service["envVars"] if "fromDatabase" in each]
     assert source["name"] == database["name"]
+    clients = re.findall(r"postgres:(\d+)", (rendered["Render"] / "Dockerfile").read_text())
+    assert set(clients) == {database["postgresMajorVersion"]}
 
 
 def test_cloudformation_is_clean(rendered, tmp_path):
