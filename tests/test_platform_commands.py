@@ -214,7 +214,7 @@ def test_kubectl_takes_the_commands_of_the_page(rendered, tmp_path):
     )
     settings = {"KUBECONFIG": str(nowhere), "DATABASE_URL": "postgresql://u:p@h/d"}
     settings |= {"IMAGE": "r:5000/x", "REGISTRY_USER": "u", "REGISTRY_PASSWORD": "p"}
-    private, patch = private.split("kubectl patch")
+    private, patch = private.split("kubectl patch ")
     dry = "kubectl create --dry-run=client --output=json"
     result = project.run("sh", "-euc", (once + private).replace("kubectl create", dry), **settings)
     assert result.returncode == 0, result.stdout
@@ -222,7 +222,7 @@ def test_kubectl_takes_the_commands_of_the_page(rendered, tmp_path):
         assert f'"{name}"' in result.stdout
     assert f"namespace: {SLUG}" in nowhere.read_text()
     # It finds nothing wrong with them but that nobody is there.
-    lines = [f"kubectl patch{patch.strip()}", *"".join(restoring).splitlines()]
+    lines = [f"kubectl patch {patch.strip()}", *"".join(restoring).splitlines()]
     lines += re.findall("`(kubectl .*?)`", section(project.path, "Kubernetes"))
     script = "\n".join(f"{line} --request-timeout=2s" for line in lines)
     script = script.replace(" -- flask", " --request-timeout=2s -- flask")
@@ -285,10 +285,14 @@ match words[:2]:
     case ["cloudformation", "describe-stacks"]:
         print(option("--query").split("'")[1].lower() + "-of-the-stack")
     case ["ecs", "run-task"]:
+        assert option("--query") == "tasks[0].taskArn || to_string(failures)"
+        if "NOTHING_STARTS" in os.environ:
+            print('[{"reason":"RESOURCE:MEMORY"}]')
+            sys.exit()
         command = json.loads(option("--overrides"))["containerOverrides"][0]["command"]
         code = subprocess.run(command, stdout=sys.stderr).returncode
         (folder / "code").write_text(str(code))
-        print("a-run")
+        print("arn:aws:a-run")
     case ["ecs", "describe-tasks"]:
         answers = {"lastStatus": "STOPPED", "stoppedReason": "it ended"}
         answers["containers[0].exitCode"] = (folder / "code").read_text()
@@ -325,6 +329,10 @@ def test_aws_rolls_only_what_has_migrated(
     result = project.run("./aws-deploy.sh", "image:v2", **settings | nowhere)
     assert result.returncode == 1
     assert "The migration ended with 1 (it ended). The service was not touched." in result.stdout
+    assert "Serving=" not in (tmp_path / "calls").read_text()
+    result = project.run("./aws-deploy.sh", "image:v2", NOTHING_STARTS="1", **settings)
+    assert result.returncode == 1
+    assert 'No task started to migrate: [{"reason":"RESOURCE:MEMORY"}]. The' in result.stdout
     assert "Serving=" not in (tmp_path / "calls").read_text()
     assert "Usage: ./aws-deploy.sh IMAGE" in project.run("./aws-deploy.sh", **settings).stdout
 
