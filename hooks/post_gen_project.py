@@ -61,6 +61,8 @@ CHOICES = {
             "k8s-base-network.yaml": "k8s/base/network.yaml",
             "k8s-base-migration.yaml": "k8s/base/migration.yaml",
             "k8s-base-backup.yaml": "k8s/base/backup.yaml",
+            "k8s-base-console.yaml": "k8s/base/console.yaml",
+            "k8s-deploy.sh": "k8s/deploy.sh",
             "k8s-production-kustomization.yaml": "k8s/production/kustomization.yaml",
             "k8s-production-scaling.yaml": "k8s/production/scaling.yaml",
             "k8s-pgbouncer-kustomization.yaml": "k8s/pgbouncer/kustomization.yaml",

@@ -114,6 +114,7 @@ def pod_of(thing: dict[str, Any]) -> dict[str, Any]:
 
 
 PODS = ["Deployment book-service", "Job migrate-v1", "CronJob backup"]
+CONSOLE = "Deployment console"
 
 
 def kubernetes_starts(project: Path) -> list[Start]:
@@ -126,6 +127,11 @@ def kubernetes_starts(project: Path) -> list[Start]:
         grace = pod.get("terminationGracePeriodSeconds", 30)
         starts.append(Start("Kubernetes", container.get("command", []), settings, grace))
     return starts
+
+
+def console_commands(project: Path) -> list[str]:
+    """What the page runs in the Deployment `console`."""
+    return re.findall("kubectl exec deployment/console -- (.*)", section(project, "Kubernetes"))
 
 
 def fly_starts(project: Path) -> list[Start]:

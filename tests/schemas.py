@@ -54,6 +54,7 @@ _DATABASE = _object(
     "name",
     name=NAME,
     plan={"type": "string", "pattern": r"^(free|(basic|pro|accelerated)-\d+[mg]b)$"},
+    postgresMajorVersion={"enum": ["13", "14", "15", "16", "17", "18"]},
     databaseName=TEXT,
     user=TEXT,
     ipAllowList={"type": "array", "items": _object("source", source=TEXT, description=TEXT)},

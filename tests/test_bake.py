@@ -95,10 +95,12 @@ DEPLOY_FILES = {
     "AWS": {"aws.yaml", "aws-deploy.sh"},
     "Kubernetes": {
         "k8s/base/backup.yaml",
+        "k8s/base/console.yaml",
         "k8s/base/kustomization.yaml",
         "k8s/base/migration.yaml",
         "k8s/base/network.yaml",
         "k8s/base/service.yaml",
+        "k8s/deploy.sh",
         "k8s/pgbouncer/kustomization.yaml",
         "k8s/pgbouncer/pgbouncer.ini",
         "k8s/pgbouncer/pgbouncer.yaml",

@@ -73,6 +73,10 @@ def test_both_ci_scan_and_deploy_by_the_same_commands(tmp_path, deploy):
     scans = [step["run"] for step in github["image"]["steps"] if "run" in step][:4]
     others = [line.replace("$CI_PROJECT_DIR", "$PWD") for line in gitlab["container"]["script"]]
     assert scans == others[:4]
+    # The image of this job has no git, which knows the last release.
+    assert re.search(r"apt-get install .*\bgit\b", gitlab["checks"]["before_script"][0])
+    kept = [line for line in gitlab["container"]["script"] if "image.tar.gz" in line]
+    assert all(line.startswith('if [ -n "$CI_COMMIT_TAG" ]; then ') for line in kept)
     for tool in ("gitleaks", "trivy", "trivy"):
         assert any(re.search(rf"/{tool}:v?\d+\.\d+\.\d+ ", line) for line in scans)
 

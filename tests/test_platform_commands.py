@@ -205,28 +205,71 @@ def test_kubectl_takes_the_commands_of_the_page(rendered, tmp_path):
         pytest.skip("kubectl is not installed")
     project = Project(tmp_path / SLUG)
     shutil.copytree(rendered["Kubernetes"], project.path)
-    once, release = blocks(project.path, "Kubernetes", "sh")
+    once, private, release, *restoring = blocks(project.path, "Kubernetes", "sh")
     nowhere = tmp_path / "config"
     cluster = {"name": "x", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}}
     context = {"name": "x", "context": {"cluster": "x"}}
     nowhere.write_text(
         json.dumps({"clusters": [cluster], "contexts": [context], "current-context": "x"})
     )
-    settings = {"KUBECONFIG": str(nowhere), "TAG": "1.4.0", "DATABASE_URL": "postgresql://u:p@h/d"}
-    dry = once.replace("kubectl create", "kubectl create --dry-run=client --output=json")
-    result = project.run("sh", "-euc", dry, **settings)
+    settings = {"KUBECONFIG": str(nowhere), "DATABASE_URL": "postgresql://u:p@h/d"}
+    settings |= {"IMAGE": "r:5000/x", "REGISTRY_USER": "u", "REGISTRY_PASSWORD": "p"}
+    private, patch = private.split("kubectl patch ")
+    dry = "kubectl create --dry-run=client --output=json"
+    result = project.run("sh", "-euc", (once + private).replace("kubectl create", dry), **settings)
     assert result.returncode == 0, result.stdout
-    for name in (SLUG, "DATABASE_URL", "SECRET_KEY"):
+    for name in (SLUG, "DATABASE_URL", "SECRET_KEY", "registry"):
         assert f'"{name}"' in result.stdout
-    lines = release.splitlines()
-    assert project.run("sh", "-euc", lines[0], **settings).returncode == 0
+    assert f"namespace: {SLUG}" in nowhere.read_text()
+    # It finds nothing wrong with them but that nobody is there.
+    lines = [f"kubectl patch {patch.strip()}", *"".join(restoring).splitlines()]
+    lines += re.findall("`(kubectl .*?)`", section(project.path, "Kubernetes"))
+    script = "\n".join(f"{line} --request-timeout=2s" for line in lines)
+    script = script.replace(" -- flask", " --request-timeout=2s -- flask")
+    result = project.run("sh", "-c", script, **settings)
+    assert result.stdout.count("was refused - did you") == len(lines), result.stdout
+    result = project.run("sh", "-euc", release, TAG="1.10", **settings)
+    assert "connection refused" in result.stdout
     made = project.run("kubectl", "kustomize", "k8s/production").stdout
-    assert "name: migrate-1.4.0" in made
-    assert made.count(f"image: registry.example.com/{SLUG}:1.4.0") == 3
-    for line in lines[1:]:
-        result = project.run("sh", "-euc", f"{line} --request-timeout=2s", **settings)
-        # It found nothing wrong with them but that nobody is there.
-        assert "connection refused" in result.stdout, f"{line}\n{result.stdout}"
+    assert "name: migrate-1.10\n" in made
+    assert made.count(f"image: registry.example.com/{SLUG}:1.10\n") == 4
+
+
+# What `kubectl` answers to k8s/deploy.sh, about a Job that ends as the variable JOB says.
+KUBECTL = """#!/bin/sh
+echo "kubectl $*" >&2
+case "$*" in
+*"get job "*) echo "$JOB" ;;
+*"get pods "*) echo "$POD" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("tag", "job", "pod", "said"),
+    [
+        ("1e5", "SuccessCriteriaMet Complete", "", ""),
+        ("20261126", "FailureTarget Failed", "", "did not succeed (FailureTarget Failed). The"),
+        ("v1.2-rc.1", "", "ImagePullBackOff", "did not succeed (ImagePullBackOff). The"),
+        *[
+            (tag, "Complete", "", "after the tag")
+            for tag in ("V1_2", "latest", "-v", "v1.", "v" * 56)
+        ],
+    ],
+)
+def test_kubernetes_rolls_only_what_has_migrated(rendered, tmp_path, tag, job, pod, said):
+    shutil.copytree(rendered["Kubernetes"] / "k8s", tmp_path / "k8s")
+    (tmp_path / "kubectl").write_text(KUBECTL)
+    (tmp_path / "kubectl").chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "JOB": job, "POD": pod}
+    result = run(tmp_path / "k8s/deploy.sh", tag, **settings)
+    assert (result.returncode == 0) == (said == ""), result.stdout
+    assert said in result.stdout
+    assert ("rollout status" in result.stdout) == (said == "")
+    assert (f"logs job/migrate-{tag}" in result.stdout) == ("did not succeed" in said)
+    if "after the tag" not in said:
+        text = (tmp_path / "k8s/production/kustomization.yaml").read_text()
+        assert f'newTag: "{tag}"' in text
 
 
 # What `aws` does in aws-deploy.sh, with the task run here.
@@ -242,10 +285,14 @@ match words[:2]:
     case ["cloudformation", "describe-stacks"]:
         print(option("--query").split("'")[1].lower() + "-of-the-stack")
     case ["ecs", "run-task"]:
+        assert option("--query") == "tasks[0].taskArn || to_string(failures)"
+        if "NOTHING_STARTS" in os.environ:
+            print('[{"reason":"RESOURCE:MEMORY"}]')
+            sys.exit()
         command = json.loads(option("--overrides"))["containerOverrides"][0]["command"]
         code = subprocess.run(command, stdout=sys.stderr).returncode
         (folder / "code").write_text(str(code))
-        print("a-run")
+        print("arn:aws:a-run")
     case ["ecs", "describe-tasks"]:
         answers = {"lastStatus": "STOPPED", "stoppedReason": "it ended"}
         answers["containers[0].exitCode"] = (folder / "code").read_text()
@@ -282,6 +329,10 @@ def test_aws_rolls_only_what_has_migrated(
     result = project.run("./aws-deploy.sh", "image:v2", **settings | nowhere)
     assert result.returncode == 1
     assert "The migration ended with 1 (it ended). The service was not touched." in result.stdout
+    assert "Serving=" not in (tmp_path / "calls").read_text()
+    result = project.run("./aws-deploy.sh", "image:v2", NOTHING_STARTS="1", **settings)
+    assert result.returncode == 1
+    assert 'No task started to migrate: [{"reason":"RESOURCE:MEMORY"}]. The' in result.stdout
     assert "Serving=" not in (tmp_path / "calls").read_text()
     assert "Usage: ./aws-deploy.sh IMAGE" in project.run("./aws-deploy.sh", **settings).stdout
 

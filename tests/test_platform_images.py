@@ -17,6 +17,7 @@ from platforms import (
     SLUG,
     Start,
     aws_starts,
+    console_commands,
     fly_starts,
     kubernetes_starts,
     render_starts,
@@ -189,7 +190,7 @@ def test_aws_in_the_image_with_verified_tls(engine: Engine, rendered):
 
 
 def test_kubernetes_in_the_image(engine: Engine, rendered):
-    """A rollout without its Job gets nobody ready; the Job does; then the nightly backup."""
+    """A rollout without its Job gets nobody ready; the Job does; then a backup, and back to it."""
     before, backup, service = kubernetes_starts(rendered["Kubernetes"])
     with pytest.raises(AssertionError, match="DATABASE_URL"):
         engine.job(
@@ -201,7 +202,12 @@ def test_kubernetes_in_the_image(engine: Engine, rendered):
         engine.job(before)
         until_ready(container)
         assert "Running upgrade" not in engine.job(before)
-    assert engine.job(backup)
+    # One container, since its volume ends with it.
+    *_, restore, upgrade = console_commands(rendered["Kubernetes"])
+    script = f"{backup.command[-1]} && {restore.replace('NAME', 'latest')} && {upgrade}"
+    assert "restored /backups/" in engine.job(
+        Start("console", ["sh", "-c", script], backup.settings)
+    )
 
 
 def test_fly_in_the_image(engine: Engine, rendered):

@@ -17,6 +17,7 @@ import yaml
 from conftest import PATIENCE, Project, run
 from platforms import (
     ANSWERS,
+    CONSOLE,
     PODS,
     SLUG,
     CloudFormation,
@@ -78,6 +79,8 @@ def test_names_in_a_blueprint_fit_together(rendered):
     (service,) = blueprint["services"]
     (source,) = [each["fromDatabase"] for each in service["envVars"] if "fromDatabase" in each]
     assert source["name"] == database["name"]
+    clients = re.findall(r"postgres:(\d+)", (rendered["Render"] / "Dockerfile").read_text())
+    assert set(clients) == {database["postgresMajorVersion"]}
 
 
 def test_cloudformation_is_clean(rendered, tmp_path):
@@ -220,7 +223,7 @@ def test_selectors_find_pods_and_secrets_have_names(rendered, tmp_path):
         assert chosen(found[f"PodDisruptionBudget {SLUG}"]["spec"]["selector"]) == service
         spread = pod_of(found[PODS[0]])["topologySpreadConstraints"][0]["labelSelector"]
         assert chosen(spread) == service
-        assert chosen(found[f"NetworkPolicy {SLUG}"]["spec"]["podSelector"]) == set(PODS)
+        assert chosen(found[f"NetworkPolicy {SLUG}"]["spec"]["podSelector"]) == {*PODS, CONSOLE}
         target = found[f"HorizontalPodAutoscaler {SLUG}"]["spec"]["scaleTargetRef"]
         assert f"{target['kind']} {target['name']}" in service
         for name, template in templates.items():
@@ -234,13 +237,16 @@ def test_selectors_find_pods_and_secrets_have_names(rendered, tmp_path):
                     assert source["secretRef"]["name"] == SLUG
                 mounted = {each["name"] for each in container.get("volumeMounts", [])}
                 assert mounted == {each["name"] for each in template["spec"].get("volumes", [])}
+    assert pod_of(plain[PODS[2]])["volumes"] == pod_of(plain[CONSOLE])["volumes"]
     claim = pod_of(plain[PODS[2]])["volumes"][0]["persistentVolumeClaim"]["claimName"]
     assert f"PersistentVolumeClaim {claim}" in plain
+    assert plain[CONSOLE]["spec"]["replicas"] == 0
     assert chosen(pooled["Service pgbouncer"]["spec"]["selector"]) == {"Deployment pgbouncer"}
     assert {"ports": [{"port": 6432}]} in pooled[f"NetworkPolicy {SLUG}"]["spec"]["egress"]
     # Only the service goes through the pooler.
     assert plain[PODS[1]] == pooled[PODS[1]]
     assert plain[PODS[2]] == pooled[PODS[2]]
+    assert plain[CONSOLE] == pooled[CONSOLE]
 
 
 def connections(settings: dict[str, str]) -> int:

@@ -19,8 +19,15 @@ deploy "Image=$image" "$@"
 cluster=$(output Cluster) task=$(output Task)
 
 run=$(aws ecs run-task --cluster "$cluster" --task-definition "$task" --launch-type FARGATE \
-    --network-configuration "$(output Network)" --output text --query 'tasks[0].taskArn' --overrides \
+    --network-configuration "$(output Network)" --output text --query 'tasks[0].taskArn || to_string(failures)' --overrides \
     '{"containerOverrides": [{"name": "backend", "command": ["flask", "db", "upgrade"]}]}')
+case $run in
+arn:*) ;;
+*)
+    echo "No task started to migrate: $run. The service was not touched." >&2
+    exit 1
+    ;;
+esac
 echo "migrating: aws logs tail --follow $(output Log)"
 about_run() {
     aws ecs describe-tasks --cluster "$cluster" --tasks "$run" --output text --query "tasks[0].$1"
