@@ -19,6 +19,7 @@ from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
 from app.core.backups.source import reading
 from app.core.database import RESET_SESSION, connect_directly
+from app.core.database_errors import reason
 from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
@@ -76,6 +77,13 @@ def over(
                 f"A table stayed in use for {LOCK_SECONDS} s by {by}. Nothing was changed. Stop "
                 "the service while you restore over its tables, then run this again."
             ) from None
+        except errors.InsufficientPrivilege as error:
+            role = connection.engine.url.username
+            raise BackupError(
+                f"{reason(error)}: role {role} may not do that. Nothing was changed. Let "
+                f"DATABASE_URL_MIGRATIONS name the role that owns what is in schema {schema}; see "
+                "docs/deploying.md, Two roles."
+            ) from None
         tell("analyzing tables")
         analyze(connection, schema)
         if settings.service_role:
@@ -96,8 +104,8 @@ def _empty(cursor: Cursor[Any], schema: str, replace: bool) -> None:
         )
     if users := content.users_elsewhere(cursor, schema):
         raise BackupError(
-            f"Other schemas use what is in {schema} and would lose: {'; '.join(users)}. Nothing "
-            "was changed. Drop these first, and make them again after the restore."
+            f"Others use what is in {schema} and would lose: {'; '.join(users)}. Nothing was "
+            "changed. Drop these first, and make them again after the restore."
         )
     content.lock(cursor, schema, content.tables(cursor, schema), "ACCESS EXCLUSIVE")
     content.drop(cursor, schema)
