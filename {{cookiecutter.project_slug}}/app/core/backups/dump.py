@@ -46,14 +46,13 @@ def create(
     with snapshot.taken(settings) as seen:
         login, secrets = _login(seen)
         programs = _programs(seen, login)
-        if name is None:
-            name = store.free_name(_default_name(settings, started, seen.revisions))
         if seen.large_objects:
             log.warning(
                 f"{seen.large_objects} large objects of this database belong to no schema and are "
                 "not in the backup; see docs/backups.md, What is in it"
             )
-        with store.writing(name) as output:
+        chosen = name or _default_name(settings, started, seen.revisions)
+        with store.writing(chosen, or_another=name is None) as output:
             rows = seen.rows(tell)
             command = [programs.program("pg_dump"), f"--dbname={make_conninfo('', **login)}"]
             environment = programs.environment(**secrets)
@@ -71,7 +70,7 @@ def create(
                 sha256=digest,
             )
             output.publish(manifest)
-    return name, manifest
+    return output.name, manifest
 
 
 def _default_name(settings: Settings, moment: datetime, revisions: list[str]) -> str:

@@ -33,8 +33,8 @@ class Manifest(BaseModel):
     revisions: list[str]
     rows: dict[str, int]
     extensions: dict[str, Extension] = {}
-    server_version: str
-    client_version: str
+    server_version: str = Field(pattern=r"^\d+")
+    client_version: str = Field(pattern=r"^\d+")
     created: AwareDatetime
     size: int
     sha256: str

@@ -14,7 +14,9 @@ LATEST = "latest"
 def store(settings: Settings) -> Store:
     """Where backups are kept: BACKUP_DIR."""
     place = settings.backup_dir
-    return Bucket(place) if place.startswith(SCHEME) else Folder(ROOT / place)
+    if place.startswith(SCHEME):
+        return Bucket(place, is_kept=True)
+    return Folder(ROOT / place, is_kept=True)
 
 
 def to_write(settings: Settings, file: str | None) -> tuple[Store, str | None]:
@@ -30,14 +32,14 @@ def to_write(settings: Settings, file: str | None) -> tuple[Store, str | None]:
 
 
 def existing(settings: Settings, file: str) -> tuple[Store, Backup]:
-    """A whole backup: a path, an s3:// address, a name in BACKUP_DIR, or `latest`."""
+    """A complete backup: a path, an s3:// address, a name in BACKUP_DIR, or `latest`."""
     kept = store(settings)
     if file == LATEST:
         for backup in kept.backups():
             if backup.fault is None and is_ours(settings, backup):
                 return kept, backup
         raise BackupError(
-            f"There is no whole backup of schema {settings.schema_name} in {kept.path('')}. "
+            f"There is no complete backup of schema {settings.schema_name} in {kept.path('')}. "
             "Run flask backup create, or name one that flask backup list shows."
         )
     if file.startswith(SCHEME):

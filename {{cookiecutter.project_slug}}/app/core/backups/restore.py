@@ -18,8 +18,8 @@ from app.core.backups.manifest import Manifest
 from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
 from app.core.backups.source import reading
-from app.core.database import RESET_SESSION, connect_directly
-from app.core.database_errors import reason
+from app.core.database import RESET_SESSION, connect_directly, quote
+from app.core.database_errors import explained, reason
 from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
@@ -150,7 +150,7 @@ def fill(
         refuse_an_older_server(connection.info.server_version // 10000, manifest)
         _make_a_home(cursor, schema)
         _make_extensions(cursor, manifest)
-        restorer = _Restorer(cursor, manifest, tell)
+        restorer = _Restorer(cursor, manifest, schema, tell)
         programs = clients.find(manifest.client_major, why="The backup was made by pg_dump")
         with reading(dump, manifest, programs) as entries:
             if schema != manifest.schema_name:
@@ -207,9 +207,13 @@ class _Restorer:
     """Runs the entries, and tells how far it is."""
 
     def __init__(
-        self, cursor: Cursor[Any], manifest: Manifest, tell: Callable[[str], None]
+        self,
+        cursor: Cursor[Any],
+        manifest: Manifest,
+        schema: str,
+        tell: Callable[[str], None],
     ) -> None:
-        self.cursor, self.manifest, self.tell = cursor, manifest, tell
+        self.cursor, self.manifest, self.schema, self.tell = cursor, manifest, schema, tell
         self.is_old = cursor.connection.info.server_version < 170000
         self.rows = 0
 
@@ -229,8 +233,20 @@ class _Restorer:
         except psycopg.DatabaseError as error:
             raise BackupError(
                 f"Restoring {entry.kind.lower()} {entry.name} failed: "
-                f"{' '.join(str(error).split())}"
+                f"{' '.join(explained(error).split())}. Nothing was changed. {self._advice(error)}"
             ) from None
+
+    def _advice(self, error: psycopg.Error) -> str:
+        if isinstance(error, errors.InsufficientPrivilege):
+            role = quote(self.cursor.connection.info.user)
+            return (
+                f"As a superuser: GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)} TO {role}; "
+                "or let DATABASE_URL_MIGRATIONS name a role that may do it."
+            )
+        old = self.manifest.schema_name
+        if self.schema != old:
+            return f"Restore it under its own name, SCHEMA={old}, in another database."
+        return ""
 
     def _copy(self, entry: Entry) -> None:
         assert entry.rows is not None
