@@ -40,8 +40,9 @@ class Folder(Store):
             self.sweep()
             name, part = self._claim(name, or_another)
         except OSError as error:
+            why = "it is a file" if self.folder.is_file() else error.strerror
             raise BackupError(
-                f"{self.folder} cannot be written to: {error.strerror}. Set BACKUP_DIR to a folder "
+                f"{self.folder} cannot be written to: {why}. Set BACKUP_DIR to a folder "
                 "that this user may write to (in a container: one that is mounted)."
             ) from None
         final = self.folder / name
@@ -86,7 +87,10 @@ class Folder(Store):
             file.unlink(missing_ok=True)
 
     def check(self, backup: Backup) -> None:
-        with self.open(backup.name) as file:
+        path = self.folder / backup.name
+        with _in_words(path):
+            file = path.open("rb")
+        with file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if backup.manifest and digest != backup.manifest.sha256:
             raise BackupError(

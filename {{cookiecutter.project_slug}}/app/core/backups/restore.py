@@ -302,6 +302,8 @@ def _make_extensions(cursor: Cursor[Any], manifest: Manifest) -> None:
 
 def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -> None:
     home, what = sql.Identifier(schema), sql.Identifier(name)
+    available = "SELECT FROM pg_available_extensions WHERE name = %s"
+    is_there = cursor.execute(available, [name]).fetchone() is not None
     try:
         with cursor.connection.transaction():
             if not content.exists(cursor, schema):
@@ -311,6 +313,13 @@ def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -
     except psycopg.DatabaseError as error:
         why = str(error).strip().splitlines()[0]
         words = f"extension {name}, which the backup's database had, cannot be made here: {why}"
+        if needed and not is_there:
+            raise BackupError(
+                f"The backup needs extension {name}, which this server does not have. Install its "
+                "package on the server (Debian: apt-cache search postgresql | grep "
+                f"{name}; an image of PostgreSQL that has it; of a managed one, see its list), or "
+                "restore into a server that has it. Nothing was changed."
+            ) from None
         if needed:
             raise BackupError(
                 f"{words[0].upper()}{words[1:]}. As a superuser: CREATE SCHEMA IF NOT EXISTS "

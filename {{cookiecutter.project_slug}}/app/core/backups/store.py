@@ -82,7 +82,7 @@ class Store(ABC):
         )[::-1]
 
     def get(self, name: str) -> Backup:
-        """The whole backup of this name. Raises `BackupError`."""
+        """The complete backup of this name. Raises `BackupError`."""
         sizes = self.names()
         if name not in sizes or f"{name}{SUFFIX}" not in sizes:
             there = name if name in sizes else None
@@ -103,7 +103,7 @@ class Store(ABC):
             return Backup(name, size, None, "has a manifest that cannot be read")
         fault = None
         if manifest.size != size:
-            fault = f"is not whole: it has {size:,} bytes of {manifest.size:,}"
+            fault = f"is not complete: it has {size:,} bytes of {manifest.size:,}"
         return Backup(name, size, manifest, fault)
 
 
