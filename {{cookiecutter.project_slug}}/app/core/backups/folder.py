@@ -40,7 +40,7 @@ class Folder(Store):
             self.sweep()
             name, part = self._claim(name, or_another)
         except OSError as error:
-            why = "it is a file" if self.folder.is_file() else error.strerror
+            why = "it is a file" if os.path.isfile(self.folder) else error.strerror
             raise BackupError(
                 f"{self.folder} cannot be written to: {why}. Set BACKUP_DIR to a folder "
                 "that this user may write to (in a container: one that is mounted)."
@@ -215,9 +215,9 @@ def _in_words(file: Path, what: str = "cannot be read") -> Iterator[None]:
     try:
         yield
     except NotADirectoryError:
+        folder = file.parent if os.path.isfile(file.parent) else file
         raise BackupError(
-            f"{file.parent if file.parent.is_file() else file} is a file, and must be a folder. "
-            "Is BACKUP_DIR right?"
+            f"{folder} is a file, and must be a folder. Is BACKUP_DIR right?"
         ) from None
     except PermissionError as error:
         raise BackupError(f"{file} {what}: {error.strerror}.{_who_may(file, what)}") from None
@@ -229,7 +229,8 @@ def _who_may(file: Path, what: str) -> str:
     # To remove a file takes its folder; where the file cannot even be looked at, the same.
     for each in [file.parent] if "removed" in what else [file, file.parent]:
         with suppress(OSError, KeyError):
-            return f" {each} belongs to user {each.owner()}; run this as that user."
+            it = "It" if each == file else "Its folder"
+            return f" {it} belongs to user {each.owner()}: run this as that user."
     return " Run this as the user who made the backups."
 
 

@@ -1,5 +1,6 @@
 """Which store and which name a FILE on the command line means."""
 
+import os.path
 from pathlib import Path
 
 from app.config import PROJECT, ROOT, Settings
@@ -26,7 +27,7 @@ def to_write(settings: Settings, file: str | None) -> tuple[Store, str | None]:
     if file.startswith(SCHEME):
         return _object(file)
     path = Path(file).absolute()
-    if path.is_dir() or not path.name or file.endswith("/"):
+    if os.path.isdir(path) or not path.name or file.endswith("/"):
         raise BackupError(f"{file} is a folder. Name the file, for example {path / 'my.dump'}")
     return Folder(path.parent), path.name
 
@@ -46,7 +47,7 @@ def existing(settings: Settings, file: str) -> tuple[Store, Backup]:
         place, name = _object(file)
         return place, place.get(name)
     path = Path(file).absolute()
-    if path.exists() or "/" in file:
+    if os.path.exists(path) or "/" in file:
         folder = Folder(path.parent)
         return folder, folder.get(path.name)
     return kept, kept.get(file)

@@ -98,7 +98,11 @@ class Store(ABC):
         if f"{name}{SUFFIX}" not in sizes:
             return Backup(name, size, None, "has no manifest")
         try:
-            manifest = Manifest.parse(self.read(f"{name}{SUFFIX}"), f"{name}{SUFFIX}")
+            text = self.read(f"{name}{SUFFIX}")
+        except BackupError:
+            return Backup(name, size, None, "has a manifest that this user may not read")
+        try:
+            manifest = Manifest.parse(text, f"{name}{SUFFIX}")
         except BackupError:
             return Backup(name, size, None, "has a manifest that cannot be read")
         fault = None
