@@ -62,6 +62,19 @@ CREATE POLICY p ON child USING (b > 0);
 CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
 INSERT INTO alembic_version VALUES ('0001');
 COMMENT ON TABLE svc IS 'svc.svc';
+CREATE FUNCTION same(int, int) RETURNS bool LANGUAGE sql IMMUTABLE AS 'SELECT $1 = $2';
+CREATE OPERATOR === (leftarg = int, rightarg = int, function = same, commutator = ===);
+CREATE OPERATOR CLASS backwards FOR TYPE int USING hash AS OPERATOR 1 ===, FUNCTION 1 hashint4(int);
+CREATE TYPE term AS RANGE (subtype = date, multirange_type_name = terms);
+CREATE TYPE label AS ENUM ('svc.svc');
+CREATE DOMAIN word AS text DEFAULT 'svc.svc' CHECK (VALUE <> 'svc.parent');
+CREATE TABLE terms_of (id int CHECK (id === id), term term, terms terms, word word,
+  label label DEFAULT 'svc.svc', home regclass DEFAULT 'svc.svc', kind text CHECK (kind = 'svc.svc'),
+  twice text GENERATED ALWAYS AS ('svc.svc' || kind) STORED);
+INSERT INTO terms_of (id, term, terms, kind) VALUES
+  (1, '[2025-01-01,2025-07-01)', '{[2025-01-01,2025-07-01)}', 'svc.svc');
+CREATE INDEX ON terms_of USING hash (id backwards);
+CREATE VIEW first AS SELECT 'svc.svc' AS words, term(min(lower(term)), NULL) FROM terms_of;
 """
 # What pg_dump says of two schemas, without the names of the schemas.
 COMPARE = """
@@ -142,7 +155,7 @@ def test_a_day_with_backups(service: Service, kept: Path):
     assert manifest["rows"] == {"alembic_version": 1, "authors": 4, "books": 4}
     assert {*kept.iterdir()} == {kept / name, kept / f"{name}.json"}
     assert (kept / name).stat().st_mode & 0o077 == 0
-    assert re.search(rf"{name}  .* whole\n", service.ok("backup", "list"))
+    assert re.search(rf"{name}  .* complete\n", service.ok("backup", "list"))
     assert "is whole: restored into database" in service.ok("backup", "verify", "latest")
     assert "is whole: restored into schema" in service.ok("backup", "verify", name, "--in-schema")
 
@@ -198,11 +211,13 @@ def test_what_cannot_be_restored_is_refused_in_words(service: Service, kept: Pat
     (kept / "alone.dump").write_bytes(good)
     (kept / "odd.dump").write_bytes(good)
     (kept / "odd.dump.json").write_text("{}")
+    other("edited", good, server_version="abc")
     reasons = {
         "none.dump": "There is no backup",
         "alone.dump": "has no manifest",
         "odd.dump": "has a manifest that cannot be read",
-        cut: f"is not whole: it has {len(good) - 100:,} bytes of {len(good):,}",
+        "edited.dump": "has a manifest that cannot be read",
+        cut: f"is not complete: it has {len(good) - 100:,} bytes of {len(good):,}",
         changed: "its SHA-256 is not that of its manifest",
         newer: "The backup is of PostgreSQL 99, and this server is 18",
         client: "The backup was made by pg_dump 99",
@@ -218,7 +233,7 @@ def test_what_cannot_be_restored_is_refused_in_words(service: Service, kept: Pat
     listed = service.ok("backup", "list")
     assert "alone.dump" in listed
     assert "has no manifest" in listed
-    assert listed.count("not whole") == 1
+    assert listed.count("not complete") == 1
     assert service.ok("backup", "restore", foreign, "--replace", "--other-service")
     assert service.sql(ALL) == before
 
@@ -267,27 +282,39 @@ def test_everything_in_a_schema_comes_back_under_any_name(service: Service, kept
     manifest = json.loads((service.path / "svc.dump.json").read_text())
     assert manifest["extensions"] == {"vector": {"schema": "extensions", "needed": True}}
     assert manifest["rows"]["parts_2025"] == 213
-    assert sum(manifest["rows"].values()) == 2906
+    assert sum(manifest["rows"].values()) == 2907
     # The trial's database has no extension yet; a schema of this one has.
     for words in ([], ["--in-schema"]):
-        assert "2,906 rows" in service.ok("backup", "verify", "./svc.dump", *words, SCHEMA="svc")
+        assert "2,907 rows" in service.ok("backup", "verify", "./svc.dump", *words, SCHEMA="svc")
     result = service.flask("backup", "restore", "./svc.dump", "--into", "copy")
     assert result.returncode == 0, result.stdout
     assert re.findall(r"function (\w+)\(\) still has svc", result.stdout) == ["mentions"]
     compare = [service.python, "-c", COMPARE, "svc", "copy"]
     assert service.run(*compare).stdout.startswith("True")
     service.sql("INSERT INTO copy.svc (p) VALUES (1)")
+    # What is data stays, what PostgreSQL takes for a name changes.
+    values = service.sql(
+        "INSERT INTO copy.terms_of (id, kind) VALUES (2, 'svc.svc')"
+        " RETURNING word, label, home\\:\\:text, twice, (SELECT words FROM copy.first)"
+    )
+    data = "svc.svc"
+    assert values == str([(data, data, "copy.svc", data * 2, data)])
     counted = "SELECT (SELECT count(*) FROM copy.audit), (SELECT count(*) FROM svc.audit)"
     assert service.sql(counted) == "[(1, 0)]"
 
     # What others have made of it keeps it from being replaced.
     service.sql(
-        "CREATE SCHEMA elsewhere", "CREATE VIEW elsewhere.others AS SELECT id FROM copy.svc"
+        "CREATE SCHEMA elsewhere",
+        "CREATE VIEW elsewhere.view AS SELECT id FROM copy.svc",
+        "CREATE TABLE elsewhere.others"
+        " (a text COLLATE copy.c, b int CHECK (b OPERATOR(copy.===) b))",
+        "CREATE INDEX others_b_idx ON elsewhere.others USING hash (b copy.backwards)",
     )
     said = service.refused("backup", "restore", "./svc.dump", "--replace", SCHEMA="copy")
     assert (
-        "Other schemas use what is in copy and would lose: rule _RETURN on view elsewhere.others"
-        in said
+        "Others use what is in copy and would lose: column a of table elsewhere.others; "
+        "constraint others_b_check on table elsewhere.others; index elsewhere.others_b_idx; "
+        "rule _RETURN on view elsewhere.view" in said
     )
     service.sql("DROP SCHEMA elsewhere CASCADE")
     service.ok("backup", "restore", "./svc.dump", "--replace", SCHEMA="copy")
@@ -311,7 +338,7 @@ def test_a_million_rows_and_kill_9(service: Service, kept: Path):
     create = [service.python, "-m", "flask", "backup", "create"]
 
     def part() -> Path | None:
-        return next(iter(kept.glob(".*.part")), None)
+        return next(iter(kept.glob(".*.backup-part")), None)
 
     def size_of_part() -> int:
         try:
@@ -338,10 +365,10 @@ def test_a_million_rows_and_kill_9(service: Service, kept: Path):
                 assert part() is None
     # Ctrl-C leaves nothing; what the kill left goes with the next backup, one that is being
     # written stays.
-    (kept / ".dead.dump.part").touch()
+    (kept / ".dead.dump.backup-part").touch()
     with service.popen(*create, **big) as process:
         wait_until(lambda: size_of_part() and programs(service, "pg_dump"), "pg_dump runs")
-        assert not (kept / ".dead.dump.part").exists()
+        assert not (kept / ".dead.dump.backup-part").exists()
         running = part()
         assert "nothing to remove" in service.ok("backup", "prune")
         assert running
@@ -412,6 +439,20 @@ def test_old_ones_go_by_count_and_age(service: Service, kept: Path):
     (kept / "other.dump.json").write_text(other)
     (kept / "mine.dump").touch()
     (kept / "gone.dump.json").write_text(json.dumps(manifest))
+    # What others have there, also where a backup goes to a folder that is theirs.
+    foreign = {".their.iso.part", ".their.dump.part", "their.json"}
+    theirs = service.path / "theirs"
+    theirs.mkdir()
+    for name in foreign:
+        (kept / name).touch()
+        (theirs / name).touch()
+    (theirs / ".dead.dump.backup-part").touch()
+    shutil.copy(kept / "gone.dump.json", theirs)
+    there = {*theirs.iterdir()}
+    service.ok("backup", "create", "theirs/my.dump")
+    assert {*theirs.iterdir()} - there == {theirs / "my.dump", theirs / "my.dump.json"}
+    assert there <= {*theirs.iterdir()}
+    shutil.rmtree(theirs)
     ours = {"mine", "other"}
 
     def left() -> set[str]:
@@ -424,6 +465,9 @@ def test_old_ones_go_by_count_and_age(service: Service, kept: Path):
     assert service.ok(*words, **rule).count("removed") == 3
     assert left() == {"0", "1", "2", "10"}
     assert not (kept / "gone.dump.json").exists()
+    assert foreign <= {file.name for file in kept.iterdir()}
+    not_a_folder = {"BACKUP_DIR": "backups/their.json"}
+    assert "must be a folder" in service.refused("backup", "list", **not_a_folder)
     service.ok(*words, BACKUP_KEEP="3", BACKUP_KEEP_DAYS="0")
     assert left() == {"0", "1", "2"}
     service.ok(*words, BACKUP_KEEP="1", BACKUP_KEEP_DAYS="0")
@@ -540,7 +584,7 @@ def test_a_bucket(service: Service, tmp_path: Path):
         s3.create_bucket(Bucket="bucket")
         before = service.sql(ALL)
         bucket.ok("backup", "create")
-        (name,) = re.findall(r"(\S+\.dump)  .*, whole", bucket.ok("backup", "list"))
+        (name,) = re.findall(r"(\S+\.dump)  .*, complete", bucket.ok("backup", "list"))
         assert "is whole" in bucket.ok("backup", "verify", "latest")
         service.sql("DELETE FROM books")
         bucket.ok("backup", "restore", f"s3://bucket/books/{name}", "--replace")

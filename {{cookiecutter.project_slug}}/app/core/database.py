@@ -102,10 +102,11 @@ def database_url(settings: Settings) -> URL:
     return settings.database_url or embedded.url()
 
 
-def direct_engine(settings: Settings, *options: str) -> Engine:
+def direct_engine(settings: Settings, *options: str, setting: str | None = None) -> Engine:
     """An engine without pool for migrations: DATABASE_URL_MIGRATIONS, else DATABASE_URL.
 
-    `options` are server settings of each connection, for example `lock_timeout=500`.
+    `options` are server settings of each connection, for example `lock_timeout=500`; `setting` is
+    what people are told to correct, if the URL comes from somewhere else.
     """
     if settings.database_pooled and settings.database_url_migrations is None:
         raise InvalidSettings(
@@ -118,7 +119,7 @@ def direct_engine(settings: Settings, *options: str) -> Engine:
         url,
         poolclass=NullPool,
         connect_args=_connect_args(url, *options),
-        execution_options={"setting": _setting_of_migrations(settings)},
+        execution_options={"setting": setting or _setting_of_migrations(settings)},
     )
     _start_embedded_on_first_use(engine, settings)
 
@@ -134,11 +135,14 @@ def _setting_of_migrations(settings: Settings) -> str:
 
 
 def connect_directly(
-    settings: Settings, *options: str, wait_seconds: float | None = None
+    settings: Settings,
+    *options: str,
+    wait_seconds: float | None = None,
+    setting: str | None = None,
 ) -> Connection:
     """A connection of `direct_engine`, waited for DATABASE_WAIT_SECONDS unless said otherwise."""
     seconds = settings.database_wait_seconds if wait_seconds is None else wait_seconds
-    return connect_when_ready(direct_engine(settings, *options), seconds)
+    return connect_when_ready(direct_engine(settings, *options, setting=setting), seconds)
 
 
 def connect_when_ready(engine: Engine, seconds: float) -> Connection:

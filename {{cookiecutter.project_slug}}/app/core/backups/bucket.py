@@ -14,7 +14,7 @@ import structlog
 
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import SUFFIX, Manifest
-from app.core.backups.store import Backup, Store, Writer
+from app.core.backups.store import ENDING, Backup, Store, Writer, numbered
 
 SCHEME = "s3://"
 MIB = 1024 * 1024
@@ -28,9 +28,10 @@ log = structlog.get_logger("backup")
 
 
 class Bucket(Store):
-    """What is in s3://BUCKET/PREFIX."""
+    """What is in s3://BUCKET/PREFIX. `is_kept`: it is BACKUP_DIR, as in `Folder`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, is_kept: bool = False) -> None:
+        self.is_kept = is_kept
         self.bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
@@ -50,11 +51,14 @@ class Bucket(Store):
         return f"{SCHEME}{self.bucket}/{self.prefix}{name}"
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Writer]:
+    def writing(self, name: str, or_another: bool = False) -> Iterator[Writer]:
         with self._in_words():
             self.sweep()
-            if {name, name + SUFFIX} & self.names().keys():
-                raise BackupError(f"{self.path(name)} exists already. Choose another name.")
+            taken = self.names()
+            free = (each for each in numbered(name) if not {each, each + SUFFIX} & taken.keys())
+            asked, name = name, next(free)
+            if name != asked and not or_another:
+                raise BackupError(f"{self.path(asked)} exists already. Choose another name.")
             upload = _Upload(self, name)
             try:
                 yield upload
@@ -86,6 +90,8 @@ class Bucket(Store):
         """Nothing: to read it twice would cost as much as to restore it."""
 
     def sweep(self, dry_run: bool = False) -> list[str]:
+        if not self.is_kept:
+            return []
         with self._in_words():
             left = self._old_uploads()
             if not dry_run:
@@ -97,9 +103,10 @@ class Bucket(Store):
             alone = [
                 name
                 for name, each in found.items()
-                if name.endswith(f".dump{SUFFIX}")
+                if name.endswith(ENDING + SUFFIX)
                 and name.removesuffix(SUFFIX) not in found
                 and _is_old(each["LastModified"])
+                and self._is_manifest(name)
             ]
             for name in () if dry_run else alone:
                 self.delete(name)
@@ -122,8 +129,17 @@ class Bucket(Store):
         return [
             each
             for each in uploads
-            if "/" not in each["Key"].removeprefix(self.prefix) and _is_old(each["Initiated"])
+            if "/" not in (name := each["Key"].removeprefix(self.prefix))
+            and name.endswith(ENDING)
+            and _is_old(each["Initiated"])
         ]
+
+    def _is_manifest(self, name: str) -> bool:
+        try:
+            Manifest.parse(self.read(name), name)
+        except BackupError:
+            return False
+        return True
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """The commands `flask backup …`."""
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from flask import Flask, current_app
 from flask.cli import AppGroup
 from sqlalchemy.exc import DBAPIError
 
-from app.config import PROJECT, Settings, load_settings
+from app.config import PROJECT, InvalidSettings, Settings, load_settings
 from app.core.backups import dump, places, restore, retention, words
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Manifest
@@ -53,9 +54,8 @@ def command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
             except DatabaseUnavailable as error:
                 _end(settings, str(error))
 
-        run.__doc__ = (
-            f"{work.__doc__}\n\n{FILE}" if "FILE" in (work.__doc__ or "") else work.__doc__
-        )
+        words = inspect.cleandoc(work.__doc__ or "")
+        run.__doc__ = f"{words}\n\n{FILE}" if "FILE" in words else words
         return backup_group.command(name)(run)
 
     return register
@@ -86,7 +86,7 @@ def list_backups(settings: Settings) -> None:
             facts += [f"revision {it.revision}", f"{words.age(it.age)} old"]
             facts += [f"of {it.service}"] * (it.service != PROJECT["name"])
             facts += [f"schema {it.schema_name}"] * (it.schema_name != settings.schema_name)
-        facts.append(backup.fault or "whole")
+        facts.append(backup.fault or "complete")
         say(f"{backup.name}  {', '.join(facts)}")
 
 
@@ -104,14 +104,15 @@ def verify(settings: Settings, file: str, url: str | None, in_schema: bool) -> N
     The trial is in a database of its own, on the server of REHEARSAL_DATABASE_URL or of the
     service; if the role may not create one, in a schema of the service's database.
     """
-    server = settings.rehearsal_database_url
+    server, setting = settings.rehearsal_database_url, "REHEARSAL_DATABASE_URL"
     if url:
-        server = load_settings(rehearsal_database_url=url).rehearsal_database_url
+        checked, setting = _checked("--url", rehearsal_database_url=url), "--url"
+        server = checked.rehearsal_database_url
     store, backup = places.existing(settings, file)
     assert backup.manifest is not None
     with Progress(settings.production) as tell:
         store.check(backup)
-        place = scratch(settings, server, backup.manifest.schema_name, in_schema)
+        place = scratch(settings, server, setting, backup.manifest.schema_name, in_schema)
         with (
             place as (connection, schema, where),
             store.open(backup.name) as source,
@@ -156,7 +157,7 @@ def restore_backup(
             f"{PROJECT['name']}. Nothing was changed. If that is meant: --other-service"
         )
     if into:
-        schema = load_settings(SCHEMA=into).schema_name
+        schema = _checked("--into", SCHEMA=into).schema_name
         settings = settings.model_copy(update={"schema_name": schema})
     with Progress(settings.production) as tell:
         store.check(backup)
@@ -179,6 +180,15 @@ def prune(settings: Settings, dry_run: bool) -> None:
     lines = [*retention.prune(settings, places.store(settings), dry_run)]
     for line in lines or ["nothing to remove"]:
         say(line)
+
+
+def _checked(option: str, **given: str) -> Settings:
+    """Settings with what an option gives; a fault in it is one of the option."""
+    try:
+        return load_settings(**given)
+    except InvalidSettings as error:
+        (name,) = (each.upper() for each in given)
+        raise BackupError(str(error).splitlines()[-1].strip().replace(name, option, 1)) from None
 
 
 def _contents(manifest: Manifest) -> str:

@@ -64,8 +64,8 @@ def find(major: int, tls: bool = False, why: str = "The server is PostgreSQL") -
         raise BackupError(f"There is no pg_dump here. {install}")
     if any(each.major >= major for each in found):
         raise BackupError(
-            "The connection uses TLS, and the pg_dump of the development wheel is built without. "
-            f"{install}"
+            f"{why} {major}. The connection uses TLS, and the pg_dump of the development wheel is "
+            f"built without. {install}"
         )
     newest = max(found, key=lambda each: each.major)
     raise BackupError(

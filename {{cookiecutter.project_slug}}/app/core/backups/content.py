@@ -2,14 +2,20 @@
 
 from typing import Any
 
-from psycopg import Cursor, sql
+from psycopg import Cursor, errors, sql
 
-# Everything that has a place in the schema by itself. What extensions brought is theirs.
+from app.core.backups.errors import BackupError
+from app.core.database import quote
+from app.core.sql import unquoted
+
+# Everything that has a place in the schema by itself. Extensions, with what they brought, belong to
+# the database: others may use them.
 OBJECTS = """
 SELECT i.type, i.identity FROM pg_depend d
 CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) i
 WHERE d.refclassid = 'pg_namespace'::regclass AND d.deptype = 'n'
   AND d.refobjid = (SELECT oid FROM pg_namespace WHERE nspname = %s)
+  AND d.classid <> 'pg_extension'::regclass
   AND NOT EXISTS (
     SELECT FROM pg_depend e WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
   )
@@ -17,30 +23,42 @@ ORDER BY i.type <> 'table', i.identity
 """
 TABLES = """
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relkind = 'r' ORDER BY 1
+WHERE n.nspname = %s AND c.relkind = 'r' AND NOT EXISTS (
+  SELECT FROM pg_depend e
+  WHERE (e.classid, e.objid, e.deptype) = ('pg_class'::regclass, c.oid, 'e')
+)
+ORDER BY 1
 """
+# Casts, event triggers and publications have no schema: they are elsewhere too.
 USERS_ELSEWHERE = """
-WITH home AS (SELECT oid FROM pg_namespace WHERE nspname = %s), ours AS (
-    SELECT 'pg_class'::regclass AS classid, c.oid FROM pg_class c, home
-        WHERE relnamespace = home.oid
-    UNION ALL SELECT 'pg_type'::regclass, t.oid FROM pg_type t, home WHERE typnamespace = home.oid
-    UNION ALL SELECT 'pg_proc'::regclass, p.oid FROM pg_proc p, home WHERE pronamespace = home.oid
+WITH home AS (
+    SELECT oid, quote_ident(nspname) AS name FROM pg_namespace WHERE nspname = %s
+), ours AS (
+    SELECT d.classid, d.objid FROM pg_depend d, home
+        WHERE (d.refclassid, d.refobjid) = ('pg_namespace'::regclass, home.oid)
+    UNION SELECT 'pg_class'::regclass, c.oid FROM pg_class c, home WHERE relnamespace = home.oid
+    UNION SELECT 'pg_type'::regclass, t.oid FROM pg_type t, home WHERE typnamespace = home.oid
+), members AS (
+    SELECT classid, objid FROM pg_depend WHERE deptype = 'e'
+), made_with_members AS (
+    SELECT d.classid, d.objid FROM pg_depend d
+    JOIN members m ON (d.refclassid, d.refobjid) = (m.classid, m.objid) WHERE d.deptype = 'i'
 )
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), n.nspname FROM pg_depend d
-JOIN ours ON (d.refclassid, d.refobjid) = (ours.classid, ours.oid)
-LEFT JOIN pg_rewrite w ON (d.classid, d.objid) = ('pg_rewrite'::regclass, w.oid)
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, d.objsubid), place FROM pg_depend d
+JOIN ours ON (d.refclassid, d.refobjid) = (ours.classid, ours.objid)
 LEFT JOIN pg_constraint k ON (d.classid, d.objid) = ('pg_constraint'::regclass, k.oid)
-LEFT JOIN pg_attrdef f ON (d.classid, d.objid) = ('pg_attrdef'::regclass, f.oid)
-LEFT JOIN pg_trigger t ON (d.classid, d.objid) = ('pg_trigger'::regclass, t.oid)
-LEFT JOIN pg_proc p ON (d.classid, d.objid) = ('pg_proc'::regclass, p.oid)
-LEFT JOIN pg_type y ON (d.classid, d.objid) = ('pg_type'::regclass, y.oid)
-LEFT JOIN pg_class c ON c.oid = coalesce(
-    w.ev_class, k.conrelid, f.adrelid, t.tgrelid,
-    CASE d.classid WHEN 'pg_class'::regclass THEN d.objid END
-)
-JOIN pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace, y.typnamespace)
-WHERE n.oid <> (SELECT oid FROM home) AND n.nspname <> 'pg_toast'
-  AND d.deptype IN ('n', 'a') ORDER BY 1
+LEFT JOIN pg_namespace n ON n.oid = k.connamespace
+CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, d.objsubid) i
+CROSS JOIN LATERAL pg_identify_object_as_address(d.classid, d.objid, d.objsubid) a
+CROSS JOIN LATERAL (SELECT CASE WHEN d.classid <> 'pg_publication_rel'::regclass THEN
+    coalesce(i.schema, quote_ident(n.nspname), quote_ident(a.object_names[1])) END AS place) p
+WHERE place IS DISTINCT FROM (SELECT name FROM home) AND place IS DISTINCT FROM 'pg_toast'
+  AND d.deptype IN ('n', 'a')
+  AND d.classid NOT IN ('pg_amop'::regclass, 'pg_amproc'::regclass)
+  AND ours.classid <> 'pg_extension'::regclass
+  AND (ours.classid, ours.objid) NOT IN (SELECT * FROM members)
+  AND (ours.classid, ours.objid) NOT IN (SELECT * FROM made_with_members)
+ORDER BY 1
 """
 # How DROP calls what the catalog calls otherwise.
 KINDS = {"statistics object": "STATISTICS"}
@@ -65,7 +83,7 @@ def tables(cursor: Cursor[Any], schema: str) -> list[str]:
 def users_elsewhere(cursor: Cursor[Any], schema: str, where: str | None = None) -> list[str]:
     """What in other schemas, or in that one, depends on this one: views, foreign keys, columns."""
     found = cursor.execute(USERS_ELSEWHERE, [schema]).fetchall()
-    return [words for words, name in found if where in (None, name)]
+    return [words for words, place in found if not where or (place and unquoted(place) == where)]
 
 
 def rows(cursor: Cursor[Any], schema: str, table: str) -> int:
@@ -85,7 +103,16 @@ def drop(cursor: Cursor[Any], schema: str) -> None:
     """Remove everything from the schema, which itself stays, with who may use it."""
     for kind, name in objects(cursor, schema):
         # An identity is SQL already, quoted where it must be.
-        cursor.execute(f"DROP {KINDS.get(kind, kind)} IF EXISTS {name} CASCADE".encode())
+        what = KINDS.get(kind, kind).upper()
+        try:
+            cursor.execute(f"DROP {what} IF EXISTS {name} CASCADE".encode())
+        except errors.InsufficientPrivilege:
+            role = cursor.connection.info.user
+            raise BackupError(
+                f"Role {role} may not remove {kind} {name}, which it does not own. Nothing was "
+                f"changed. As a superuser: ALTER {what} {name} OWNER TO {quote(role)}; then run "
+                "this again."
+            ) from None
 
 
 def _value(cursor: Cursor[Any], query: Any, *values: Any) -> Any:

@@ -21,6 +21,15 @@ from app.core.backups.snapshot import LOCK_SECONDS, Snapshot
 from app.core.backups.store import Store, Writer
 
 PIECE = 256 * 1024
+# What libpq fills in although nobody asked for it, and what means nothing to the second connection:
+# the host is known, and a service is its other parameters.
+FILLED_IN = {"sslcertmode": "allow"}
+LEFT_OUT = ("target_session_attrs", "load_balance_hosts", "options", "service", "servicefile")
+SECRETS = ("sslpassword", "scram_client_key", "scram_server_key", "oauth_client_secret")
+# The client that knows a parameter, where not all do.
+SINCE = {"sslcertmode": 16, "require_auth": 16, "gssdelegation": 16, "sslnegotiation": 17}
+SINCE |= {"min_protocol_version": 18, "max_protocol_version": 18, "sslkeylogfile": 18}
+SINCE |= {"oauth_issuer": 18, "oauth_client_id": 18, "oauth_scope": 18}
 NOW_DUMPS = re.compile(r"dumping contents of table \"?(.+?)\"?$")
 
 log = structlog.get_logger("backup")
@@ -35,17 +44,19 @@ def create(
     """
     started = datetime.now(UTC)
     with snapshot.taken(settings) as seen:
-        programs = clients.find(seen.server_major, tls=seen.uses_tls)
-        if name is None:
-            name = store.free_name(_default_name(settings, started, seen.revisions))
+        login, secrets = _login(seen)
+        programs = _programs(seen, login)
         if seen.large_objects:
             log.warning(
                 f"{seen.large_objects} large objects of this database belong to no schema and are "
                 "not in the backup; see docs/backups.md, What is in it"
             )
-        with store.writing(name) as output:
+        chosen = name or _default_name(settings, started, seen.revisions)
+        with store.writing(chosen, or_another=name is None) as output:
             rows = seen.rows(tell)
-            size, digest = _dump(programs, seen, output, tell)
+            command = [programs.program("pg_dump"), f"--dbname={make_conninfo('', **login)}"]
+            environment = programs.environment(**secrets)
+            size, digest = _dump(command, environment, seen, output, tell)
             manifest = Manifest(
                 service=PROJECT["name"],
                 schema_name=seen.schema,
@@ -59,7 +70,7 @@ def create(
                 sha256=digest,
             )
             output.publish(manifest)
-    return name, manifest
+    return output.name, manifest
 
 
 def _default_name(settings: Settings, moment: datetime, revisions: list[str]) -> str:
@@ -68,13 +79,16 @@ def _default_name(settings: Settings, moment: datetime, revisions: list[str]) ->
 
 
 def _dump(
-    programs: Clients, seen: Snapshot, output: Writer, tell: Callable[[str], None]
+    command: list[str],
+    environment: dict[str, str],
+    seen: Snapshot,
+    output: Writer,
+    tell: Callable[[str], None],
 ) -> tuple[int, str]:
     """Size and SHA-256 of what was written."""
-    login, secrets = _login(seen)
     process = subprocess.Popen(
         [
-            programs.program("pg_dump"),
+            *command,
             "--format=custom",
             f"--schema={seen.schema}",
             f"--snapshot={seen.id}",
@@ -83,9 +97,8 @@ def _dump(
             "--no-publications",
             "--no-subscriptions",
             "--verbose",
-            f"--dbname={login}",
         ],
-        env=programs.environment(**secrets),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -113,27 +126,42 @@ def _dump(
     return size, digest.hexdigest()
 
 
-def _login(seen: Snapshot) -> tuple[str, dict[str, str]]:
+def _programs(seen: Snapshot, login: dict[str, Any]) -> Clients:
+    """Those that fit the server, and know how to connect to it as this process has."""
+    since = {name: SINCE[name] for name in login if name in SINCE}
+    if login.get("sslrootcert") == "system":
+        since["sslrootcert=system"] = 16
+    newest = max(since, key=lambda name: since[name], default=None)
+    if newest is None or since[newest] <= seen.server_major:
+        return clients.find(seen.server_major, tls=seen.uses_tls)
+    why = f"The database's URL has {newest}, which is new in PostgreSQL"
+    return clients.find(since[newest], tls=seen.uses_tls, why=why)
+
+
+def _login(seen: Snapshot) -> tuple[dict[str, Any], dict[str, str]]:
     """How pg_dump connects: to the same server in the same way; what is secret goes apart."""
     info = seen.connection.info
     # Everybody on this machine can see the arguments of a process, but not its environment.
     parameters: dict[str, Any] = info.get_parameters()
-    if parameters.pop("sslpassword", None):
+    if secret := next((name for name in SECRETS if parameters.get(name)), None):
         raise BackupError(
-            "The URL has sslpassword, which cannot be handed to pg_dump unseen. Use a key file "
-            "without a password that only this user may read."
+            f"The database's URL has {secret}, which cannot be handed to pg_dump unseen. Use a "
+            "password, or a key file without one that only this user may read."
         )
     # Of several hosts, the one that has the snapshot.
     parameters |= {"host": info.host, "port": info.port, "application_name": "pg_dump"}
-    parameters.pop("target_session_attrs", None)
-    parameters.pop("options", None)
+    parameters = {
+        name: it
+        for name, it in parameters.items()
+        if name not in LEFT_OUT and FILLED_IN.get(name) != it
+    }
     if "," in str(parameters.get("hostaddr", "")):
         parameters["hostaddr"] = info.hostaddr
     if not seen.uses_tls:
         # Programs without TLS refuse to hear of it, also where it would not be used.
         parameters = {name: it for name, it in parameters.items() if not name.startswith("ssl")}
     secrets = {"PGPASSWORD": info.password} if info.password else {}
-    return make_conninfo("", **parameters), secrets
+    return parameters, secrets
 
 
 def _why(last: str, code: int) -> str:

@@ -33,8 +33,8 @@ class Manifest(BaseModel):
     revisions: list[str]
     rows: dict[str, int]
     extensions: dict[str, Extension] = {}
-    server_version: str
-    client_version: str
+    server_version: str = Field(pattern=r"^\d+")
+    client_version: str = Field(pattern=r"^\d+")
     created: AwareDatetime
     size: int
     sha256: str
@@ -100,5 +100,5 @@ def without_manifest(there: object, name: object) -> str:
         return f"There is no backup {name}. Those that are there: flask backup list"
     return (
         f"{name} has no manifest beside it ({name}{SUFFIX}), so that nobody can tell whether it is "
-        "whole. Copy that file too. A dump that this service did not make: pg_restore --help"
+        "complete. Copy that file too. A dump that this service did not make: pg_restore --help"
     )

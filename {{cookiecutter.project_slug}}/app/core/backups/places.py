@@ -1,5 +1,6 @@
 """Which store and which name a FILE on the command line means."""
 
+import os.path
 from pathlib import Path
 
 from app.config import PROJECT, ROOT, Settings
@@ -14,7 +15,9 @@ LATEST = "latest"
 def store(settings: Settings) -> Store:
     """Where backups are kept: BACKUP_DIR."""
     place = settings.backup_dir
-    return Bucket(place) if place.startswith(SCHEME) else Folder(ROOT / place)
+    if place.startswith(SCHEME):
+        return Bucket(place, is_kept=True)
+    return Folder(ROOT / place, is_kept=True)
 
 
 def to_write(settings: Settings, file: str | None) -> tuple[Store, str | None]:
@@ -24,27 +27,27 @@ def to_write(settings: Settings, file: str | None) -> tuple[Store, str | None]:
     if file.startswith(SCHEME):
         return _object(file)
     path = Path(file).absolute()
-    if path.is_dir() or not path.name or file.endswith("/"):
+    if os.path.isdir(path) or not path.name or file.endswith("/"):
         raise BackupError(f"{file} is a folder. Name the file, for example {path / 'my.dump'}")
     return Folder(path.parent), path.name
 
 
 def existing(settings: Settings, file: str) -> tuple[Store, Backup]:
-    """A whole backup: a path, an s3:// address, a name in BACKUP_DIR, or `latest`."""
+    """A complete backup: a path, an s3:// address, a name in BACKUP_DIR, or `latest`."""
     kept = store(settings)
     if file == LATEST:
         for backup in kept.backups():
             if backup.fault is None and is_ours(settings, backup):
                 return kept, backup
         raise BackupError(
-            f"There is no whole backup of schema {settings.schema_name} in {kept.path('')}. "
+            f"There is no complete backup of schema {settings.schema_name} in {kept.path('')}. "
             "Run flask backup create, or name one that flask backup list shows."
         )
     if file.startswith(SCHEME):
         place, name = _object(file)
         return place, place.get(name)
     path = Path(file).absolute()
-    if path.exists() or "/" in file:
+    if os.path.exists(path) or "/" in file:
         folder = Folder(path.parent)
         return folder, folder.get(path.name)
     return kept, kept.get(file)

@@ -18,7 +18,8 @@ from app.core.backups.manifest import Manifest
 from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
 from app.core.backups.source import reading
-from app.core.database import RESET_SESSION, connect_directly
+from app.core.database import RESET_SESSION, connect_directly, quote
+from app.core.database_errors import explained, reason
 from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
@@ -76,6 +77,13 @@ def over(
                 f"A table stayed in use for {LOCK_SECONDS} s by {by}. Nothing was changed. Stop "
                 "the service while you restore over its tables, then run this again."
             ) from None
+        except errors.InsufficientPrivilege as error:
+            role = connection.engine.url.username
+            raise BackupError(
+                f"{reason(error)}: role {role} may not do that. Nothing was changed. Let "
+                f"DATABASE_URL_MIGRATIONS name the role that owns what is in schema {schema}; see "
+                "docs/deploying.md, Two roles."
+            ) from None
         tell("analyzing tables")
         analyze(connection, schema)
         if settings.service_role:
@@ -96,8 +104,8 @@ def _empty(cursor: Cursor[Any], schema: str, replace: bool) -> None:
         )
     if users := content.users_elsewhere(cursor, schema):
         raise BackupError(
-            f"Other schemas use what is in {schema} and would lose: {'; '.join(users)}. Nothing "
-            "was changed. Drop these first, and make them again after the restore."
+            f"Others use what is in {schema} and would lose: {'; '.join(users)}. Nothing was "
+            "changed. Drop these first, and make them again after the restore."
         )
     content.lock(cursor, schema, content.tables(cursor, schema), "ACCESS EXCLUSIVE")
     content.drop(cursor, schema)
@@ -142,7 +150,7 @@ def fill(
         refuse_an_older_server(connection.info.server_version // 10000, manifest)
         _make_a_home(cursor, schema)
         _make_extensions(cursor, manifest)
-        restorer = _Restorer(cursor, manifest, tell)
+        restorer = _Restorer(cursor, manifest, schema, tell)
         programs = clients.find(manifest.client_major, why="The backup was made by pg_dump")
         with reading(dump, manifest, programs) as entries:
             if schema != manifest.schema_name:
@@ -199,9 +207,13 @@ class _Restorer:
     """Runs the entries, and tells how far it is."""
 
     def __init__(
-        self, cursor: Cursor[Any], manifest: Manifest, tell: Callable[[str], None]
+        self,
+        cursor: Cursor[Any],
+        manifest: Manifest,
+        schema: str,
+        tell: Callable[[str], None],
     ) -> None:
-        self.cursor, self.manifest, self.tell = cursor, manifest, tell
+        self.cursor, self.manifest, self.schema, self.tell = cursor, manifest, schema, tell
         self.is_old = cursor.connection.info.server_version < 170000
         self.rows = 0
 
@@ -221,8 +233,20 @@ class _Restorer:
         except psycopg.DatabaseError as error:
             raise BackupError(
                 f"Restoring {entry.kind.lower()} {entry.name} failed: "
-                f"{' '.join(str(error).split())}"
+                f"{' '.join(explained(error).split())}. Nothing was changed. {self._advice(error)}"
             ) from None
+
+    def _advice(self, error: psycopg.Error) -> str:
+        if isinstance(error, errors.InsufficientPrivilege):
+            role = quote(self.cursor.connection.info.user)
+            return (
+                f"As a superuser: GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)} TO {role}; "
+                "or let DATABASE_URL_MIGRATIONS name a role that may do it."
+            )
+        old = self.manifest.schema_name
+        if self.schema != old:
+            return f"Restore it under its own name, SCHEMA={old}, in another database."
+        return ""
 
     def _copy(self, entry: Entry) -> None:
         assert entry.rows is not None
@@ -278,6 +302,8 @@ def _make_extensions(cursor: Cursor[Any], manifest: Manifest) -> None:
 
 def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -> None:
     home, what = sql.Identifier(schema), sql.Identifier(name)
+    available = "SELECT FROM pg_available_extensions WHERE name = %s"
+    is_there = cursor.execute(available, [name]).fetchone() is not None
     try:
         with cursor.connection.transaction():
             if not content.exists(cursor, schema):
@@ -287,6 +313,13 @@ def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -
     except psycopg.DatabaseError as error:
         why = str(error).strip().splitlines()[0]
         words = f"extension {name}, which the backup's database had, cannot be made here: {why}"
+        if needed and not is_there:
+            raise BackupError(
+                f"The backup needs extension {name}, which this server does not have. Install its "
+                "package on the server (Debian: apt-cache search postgresql | grep "
+                f"{name}; an image of PostgreSQL that has it; of a managed one, see its list), or "
+                "restore into a server that has it. Nothing was changed."
+            ) from None
         if needed:
             raise BackupError(
                 f"{words[0].upper()}{words[1:]}. As a superuser: CREATE SCHEMA IF NOT EXISTS "

@@ -29,16 +29,17 @@ SCHEMAS = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :pre
 
 @contextmanager
 def scratch(
-    settings: Settings, url: URL | None, schema: str, in_schema: bool
+    settings: Settings, url: URL | None, setting: str, schema: str, in_schema: bool
 ) -> Iterator[tuple[Connection, str, str]]:
     """A connection, the empty schema in it, and what to call the place.
 
-    A database of its own on the server of `url`, else on the service's, if the role may make one;
-    then the schema has the name `schema`.
+    A database of its own on the server of `url`, which is what `setting` says, else on the
+    service's, if the role may make one; then the schema has the name `schema`.
     """
     if url is not None:
         settings = settings.model_copy(update={"database_url_migrations": url})
-    with connect_directly(settings, *OPTIONS) as connection:
+    said = setting if url is not None else None
+    with connect_directly(settings, *OPTIONS, setting=said) as connection:
         with connection.begin():
             may = bool(connection.scalar(MAY_CREATE_DATABASES))
         if url is not None and not may:

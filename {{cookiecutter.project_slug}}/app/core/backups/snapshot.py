@@ -31,6 +31,13 @@ WITH home AS (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s), ours AS 
         JOIN pg_class c ON c.oid = w.ev_class WHERE c.relnamespace = home.oid
     UNION ALL SELECT 'pg_trigger'::regclass, t.oid FROM home, pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid WHERE c.relnamespace = home.oid
+    UNION ALL SELECT d.classid, d.objid FROM pg_depend d, home
+        WHERE (d.refclassid, d.refobjid) = ('pg_namespace'::regclass, home.oid)
+    UNION ALL SELECT 'pg_type'::regclass, d.refobjid FROM pg_depend d, home, pg_class c
+        WHERE (d.classid, d.objid) = ('pg_class'::regclass, c.oid)
+        AND c.relnamespace = home.oid AND d.refclassid = 'pg_type'::regclass
+    UNION ALL SELECT 'pg_policy'::regclass, p.oid FROM home, pg_policy p
+        JOIN pg_class c ON c.oid = p.polrelid WHERE c.relnamespace = home.oid
 ), used AS (
     SELECT m.refobjid AS oid FROM ours
     JOIN pg_depend d ON (d.classid, d.objid) = (ours.classid, ours.oid) AND d.deptype <> 'e'

@@ -15,7 +15,7 @@ ENDING = ".dump"
 
 @dataclass(frozen=True)
 class Backup:
-    """A dump in a store. `fault` says why it is not whole, None if it is."""
+    """A dump in a store. `fault` says what is wrong with it, as far as one can see from outside."""
 
     name: str
     size: int
@@ -25,6 +25,8 @@ class Backup:
 
 class Writer(ABC):
     """A backup that is being written. Nobody sees it before it is published."""
+
+    name: str
 
     @abstractmethod
     def write(self, piece: bytes) -> None:
@@ -43,8 +45,8 @@ class Store(ABC):
         """What people call a backup in it."""
 
     @abstractmethod
-    def writing(self, name: str) -> AbstractContextManager[Writer]:
-        """Write a backup. Raises `BackupError` if there is one of this name already."""
+    def writing(self, name: str, or_another: bool = False) -> AbstractContextManager[Writer]:
+        """Write a backup. Of a name that is taken: `BackupError`, or the next one with a number."""
 
     @abstractmethod
     def names(self) -> dict[str, int]:
@@ -70,12 +72,6 @@ class Store(ABC):
     def check(self, backup: Backup) -> None:
         """Raise `BackupError` early if that is cheap; restoring looks at the checksum too."""
 
-    def free_name(self, name: str) -> str:
-        """The name, or one with a number if it is taken."""
-        stem, taken = name.removesuffix(ENDING), self.names()
-        numbered = (f"{stem}-{number}{ENDING}" for number in count(2))
-        return name if name not in taken else next(new for new in numbered if new not in taken)
-
     def backups(self) -> Iterator[Backup]:
         """All of them, the newest first; those without a manifest come last."""
         sizes = self.names()
@@ -86,11 +82,12 @@ class Store(ABC):
         )[::-1]
 
     def get(self, name: str) -> Backup:
-        """The whole backup of this name. Raises `BackupError`."""
+        """The complete backup of this name. Raises `BackupError`."""
         sizes = self.names()
         if name not in sizes or f"{name}{SUFFIX}" not in sizes:
             there = name if name in sizes else None
             raise BackupError(without_manifest(there, self.path(name)))
+        self.read(f"{name}{SUFFIX}")  # who may not is told so
         backup = self._backup(name, sizes)
         if backup.fault:
             raise BackupError(f"{self.path(name)} {backup.fault}. Take another copy of it.")
@@ -101,10 +98,21 @@ class Store(ABC):
         if f"{name}{SUFFIX}" not in sizes:
             return Backup(name, size, None, "has no manifest")
         try:
-            manifest = Manifest.parse(self.read(f"{name}{SUFFIX}"), f"{name}{SUFFIX}")
+            text = self.read(f"{name}{SUFFIX}")
+        except BackupError:
+            return Backup(name, size, None, "has a manifest that this user may not read")
+        try:
+            manifest = Manifest.parse(text, f"{name}{SUFFIX}")
         except BackupError:
             return Backup(name, size, None, "has a manifest that cannot be read")
         fault = None
         if manifest.size != size:
-            fault = f"is not whole: it has {size:,} bytes of {manifest.size:,}"
+            fault = f"is not complete: it has {size:,} bytes of {manifest.size:,}"
         return Backup(name, size, manifest, fault)
+
+
+def numbered(name: str) -> Iterator[str]:
+    """The name, then the same with 2, 3, …"""
+    yield name
+    for number in count(2):
+        yield f"{name.removesuffix(ENDING)}-{number}{ENDING}"
