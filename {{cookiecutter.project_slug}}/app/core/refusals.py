@@ -106,7 +106,7 @@ HEALS = {
         "The server has no connection left: see docs/recovery.md, Too many connections."
     ),
 }
-# What a name server says of a name that is not there, or not there yet: a container may have to start.
+# What a name server says of a name that is not there, or not yet: a container may have to start.
 UNKNOWN_NAME = re.compile(r"Name or service not known|Name does not resolve|nodename nor servname")
 NEXT_STEP = "Is the database running, and is {setting} right?"
 
