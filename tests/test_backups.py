@@ -69,7 +69,8 @@ CREATE TYPE term AS RANGE (subtype = date, multirange_type_name = terms);
 CREATE TYPE label AS ENUM ('svc.svc');
 CREATE DOMAIN word AS text DEFAULT 'svc.svc' CHECK (VALUE <> 'svc.parent');
 CREATE TABLE terms_of (id int CHECK (id === id), term term, terms terms, word word,
-  label label DEFAULT 'svc.svc', home regclass DEFAULT 'svc.svc', kind text CHECK (kind = 'svc.svc'),
+  label label DEFAULT 'svc.svc', home regclass DEFAULT 'svc.svc',
+  kind text CHECK (kind = 'svc.svc'),
   twice text GENERATED ALWAYS AS ('svc.svc' || kind) STORED);
 INSERT INTO terms_of (id, term, terms, kind) VALUES
   (1, '[2025-01-01,2025-07-01)', '{[2025-01-01,2025-07-01)}', 'svc.svc');
@@ -519,6 +520,10 @@ def test_two_roles_and_a_password_that_nobody_sees(service: Service, kept: Path)
     service.ok("backup", "restore", "duo.dump", "--replace", **duo)
     assert service.sql("SELECT count(*) FROM authors", **duo) == "[(2,)]"
     service.sql("INSERT INTO authors (name) VALUES ('C')", **duo)
+    service.sql("CREATE TABLE duo.theirs (a int)")
+    said = service.refused("backup", "restore", "duo.dump", "--replace", **duo)
+    assert "permission denied for table theirs: role owner may not do that" in said
+    service.sql("DROP TABLE duo.theirs")
     doctor = service.flask("doctor", **duo).stdout
     assert "has the privileges that the models need" in doctor
 

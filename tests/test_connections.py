@@ -285,6 +285,19 @@ def test_gunicorn_alone_gets_well(server: Postgres, base: Project):
         assert service.get("/readyz").status_code == 200
         assert service.get("/api/books").status_code == 200
 
+    # pg_dump is as old as the server, and older than psycopg's libpq. Extensions are everybody's.
+    for statement in (
+        "CREATE EXTENSION pg_trgm",
+        "CREATE SCHEMA other CREATE TABLE words (word text)",
+        "CREATE INDEX by_word ON other.words USING gin (word gin_trgm_ops)",
+    ):
+        server.sql(statement, "late")
+    verified = f"{server.url('late')}?sslmode=verify-full&sslrootcert={server.certificate}"
+    for words in (["create"], ["restore", "latest", "--replace", "--yes-in-production"]):
+        result = base.flask("backup", *words, **settings | {"DATABASE_URL": verified})
+        assert result.returncode == 0, result.stdout
+    assert server.sql("SELECT to_regclass('other.by_word') IS NOT NULL", "late") == [(True,)]
+
     def doctor(*words: str, **changes: str):
         return base.flask("doctor", *words, **settings | changes)
 

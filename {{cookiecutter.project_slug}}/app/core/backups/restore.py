@@ -238,11 +238,11 @@ class _Restorer:
 
     def _advice(self, error: psycopg.Error) -> str:
         if isinstance(error, errors.InsufficientPrivilege):
+            grant = f"GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)}"
             role = quote(self.cursor.connection.info.user)
-            return (
-                f"As a superuser: GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)} TO {role}; "
-                "or let DATABASE_URL_MIGRATIONS name a role that may do it."
-            )
+            if "for schema" in str(error):
+                return f"As a superuser: {grant} TO {role}; then run this again."
+            return "Let DATABASE_URL_MIGRATIONS name a role that may do that, a superuser perhaps."
         old = self.manifest.schema_name
         if self.schema != old:
             return f"Restore it under its own name, SCHEMA={old}, in another database."
