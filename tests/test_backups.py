@@ -349,26 +349,27 @@ def test_a_million_rows_and_kill_9(service: Service, kept: Path):
             return 0
 
     # The command, then pg_dump, killed before the first byte, amid the rows, and near the end.
-    for victim in ("flask", "pg_dump"):
-        for written in (0, 4_000_000, 20_000_000):
-            with service.popen(*create, **big) as process:
-                wait_until(lambda: part() and programs(service, "pg_dump"), "pg_dump runs")
-                wait_until(lambda least=written: size_of_part() >= least, "it is so far")
-                dump = programs(service, "pg_dump")
-                os.kill(process.pid if victim == "flask" else dump[0], signal.SIGKILL)
-                said, _ = process.communicate(timeout=PATIENCE)
-            assert process.returncode == (-9 if victim == "flask" else 1), said
-            assert dumps(kept) == []
-            assert "no backups" in service.ok("backup", "list", **big)
-            wait_until(lambda: not programs(service, "pg_dump"), "pg_dump has ended too")
-            if victim == "pg_dump":
-                assert "pg_dump was ended by signal 9" in said
-                assert part() is None
+    moments = [("flask", 0), ("flask", 4_000_000), ("flask", 20_000_000), ("pg_dump", 4_000_000)]
+    for victim, written in moments:
+        with service.popen(*create, **big) as process:
+            wait_until(lambda: part() and programs(service, "pg_dump"), "pg_dump runs")
+            wait_until(lambda least=written: size_of_part() >= least, "it is so far")
+            dump = programs(service, "pg_dump")
+            os.kill(process.pid if victim == "flask" else dump[0], signal.SIGKILL)
+            said, _ = process.communicate(timeout=PATIENCE)
+        assert process.returncode == (-9 if victim == "flask" else 1), said
+        assert dumps(kept) == []
+        assert "no backups" in service.ok("backup", "list", **big)
+        wait_until(lambda: not programs(service, "pg_dump"), "pg_dump has ended too")
+        if victim == "pg_dump":
+            assert "pg_dump was ended by signal 9" in said
+            assert part() is None
     # Ctrl-C leaves nothing; what the kill left goes with the next backup, one that is being
     # written stays.
     (kept / ".dead.dump.backup-part").touch()
     with service.popen(*create, **big) as process:
         wait_until(lambda: size_of_part() and programs(service, "pg_dump"), "pg_dump runs")
+        os.kill(programs(service, "pg_dump")[0], signal.SIGSTOP)
         assert not (kept / ".dead.dump.backup-part").exists()
         running = part()
         assert "nothing to remove" in service.ok("backup", "prune")
