@@ -77,7 +77,7 @@ def test_free_text_is_shown_in_these_files_only():
     assert sorted(shown) == SHOWN_IN
 
 
-@settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(name=TEXT, description=TEXT, author=TEXT)
 @example(*["{{ cookiecutter }}"] * 3)
 def test_free_text_is_data_in_every_file(render, name, description, author):

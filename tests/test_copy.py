@@ -164,7 +164,7 @@ with connect_directly(settings) as connection:
 
 
 def copied(project: Project, statements: str, since_18: str = "") -> str:
-    return project.run(project.python, "-c", COPY, statements, since_18).stdout.strip()
+    return project.python_runs("-c", COPY, statements, since_18).stdout.strip()
 
 
 def test_a_copy_has_all_that_the_schema_has(project: Project):

@@ -269,7 +269,6 @@ def test_nothing_secret_is_in_the_log(served: Server):
         ({"DATABASE_URL": "postgresql://me:hunter2@127.0.0.1:1/nowhere"}, "No login at"),
         ({"HOST": "192.0.2.1"}, "cannot listen on 192.0.2.1"),
         ({"SENTRY_DSN": "https://key@127.0.0.1/1"}, "uv sync --group sentry"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "uv sync --group otel"),
     ],
 )
 def test_the_last_words_of_a_start_are_a_line_too(ready: Project, environment, said):
@@ -285,7 +284,7 @@ def test_the_last_words_of_a_start_are_a_line_too(ready: Project, environment, s
     assert SECRET not in result.stdout
 
 
-@pytest.mark.parametrize("body", ['op.execute("SELECT 1 FROM nowhere")', "mistake()"])
+@pytest.mark.parametrize("body", ["mistake()"])
 def test_a_migration_that_fails_is_a_line_too(ready: Project, body):
     file = ready.path / "migrations/versions/20300101000000_broken.py"
     file.write_text(

@@ -150,7 +150,7 @@ def create(repository: Path, folder: Path, checkout: str, **answers: object) -> 
 
 
 def lived_in(project: Project) -> dict[str, list[tuple[str, str]]]:
-    """Do what a team does: new files, changed lines, migrations, rows, settings.
+    """Do what a team does: new files, changed lines, settings.
 
     Return the additions to files that this version has.
     """
@@ -180,6 +180,11 @@ def lived_in(project: Project) -> dict[str, list[tuple[str, str]]]:
             assert not before or text.count(before) == 1, before
             text = text.replace(before, before + ours) if before else text + ours
         file.write_text(text)
+    return made
+
+
+def migrated(project: Project) -> None:
+    """Write migrations, one by hand, and plant rows."""
     for words in (["migrate", "-m", "orders"], ["revision", "-m", "fill"]):
         result = project.flask("db", *words)
         assert result.returncode == 0, result.stdout
@@ -189,8 +194,6 @@ def lived_in(project: Project) -> dict[str, list[tuple[str, str]]]:
     for words in (["db", "upgrade"], ["seed", "all"]):
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
-    commit(project.path, "ours")
-    return made
 
 
 def untouched(project: Project) -> dict[str, str]:
@@ -243,12 +246,17 @@ def is_newest(project: Project) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     answers = {"description": "Our {{ 'own' }} books", "db_schema": "books"}
-    project = create(repository, tmp_path, f"v{version}", **answers)
+    # An installation takes long: with one the oldest and the newest release, else files alone.
+    installed = version in (VERSIONS[0], VERSIONS[-1])
+    project = create(repository, tmp_path, f"v{version}", install=installed, **answers)
     additions_made = lived_in(project)
+    if installed:
+        migrated(project)
+    commit(project.path, "ours")
     update(project)
     first, *others = commands_of_the_page(project)
     assert first == "uvx cruft update --skip-apply-ask"
-    for command in others:
+    for command in others if installed else ():
         result = project.run("sh", "-euc", command)
         assert result.returncode == 0, f"{command}\n{result.stdout}"
     commit(project.path, "installed")
@@ -266,15 +274,14 @@ def test_update_of_a_project_that_was_lived_in(repository, tmp_path, version):
     newest = create(repository, tmp_path / "newest", "HEAD", install=False, **answers)
     own = {*NEW_FILES, "app/core/migrations.py.ours"}
     assert tracked(project) - own == tracked(newest) - {"docs/deploying.md"}
+    if not installed:
+        return
 
     assert project.sql("SELECT count(*) FROM orders") == "[(0,)]"
     for words in (["db", "upgrade"], ["db", "check"], ["db", "lint", "base:head"]):
         result = project.flask(*words)
         assert result.returncode == 0, result.stdout
-    tools = [["ruff", "check"]]
-    # It takes long; what is between the oldest and the newest release differs less.
-    tools += [["mypy"]] if version in (VERSIONS[0], VERSIONS[-1]) else []
-    for tool in tools:
+    for tool in (["mypy"], ["ruff", "check"]):
         result = project.run(project.python, "-m", *tool)
         assert result.returncode == 0, result.stdout
 
