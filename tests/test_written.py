@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Project, copy_project
+from conftest import PATIENCE, Project, copy_project
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -169,8 +169,8 @@ def written(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Projec
 def worker(written: Project) -> Iterator[Worker]:
     worker = Worker(written)
     yield worker
-    worker.process.kill()
-    worker.process.wait()
+    # It ends by itself, and with it the embedded server.
+    worker.process.communicate(timeout=PATIENCE)
 
 
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
