@@ -33,6 +33,13 @@ REPORT_EVERY_SECONDS = 3
 # How long a name that no name server knows may take to appear, as that of a container that starts.
 NAME_SECONDS = 5
 
+# Settings of a connection for work that may take hours, and that ends when its process does.
+LONG_WORK = [
+    "statement_timeout=0",
+    "idle_in_transaction_session_timeout=0",
+    "client_connection_check_interval=1s",
+]
+
 # Back to what the connection began with; locks of the session stay.
 RESET_SESSION = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL"
 

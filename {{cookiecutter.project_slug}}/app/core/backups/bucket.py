@@ -106,7 +106,7 @@ class Bucket(Store):
                 if name.endswith(ENDING + SUFFIX)
                 and name.removesuffix(SUFFIX) not in found
                 and _is_old(each["LastModified"])
-                and self._is_manifest(name)
+                and self.is_manifest(name)
             ]
             for name in () if dry_run else alone:
                 self.delete(name)
@@ -133,13 +133,6 @@ class Bucket(Store):
             and name.endswith(ENDING)
             and _is_old(each["Initiated"])
         ]
-
-    def _is_manifest(self, name: str) -> bool:
-        try:
-            Manifest.parse(self.read(name), name)
-        except BackupError:
-            return False
-        return True
 
     @contextmanager
     def _in_words(self) -> Iterator[None]:

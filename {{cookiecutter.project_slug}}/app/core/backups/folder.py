@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from stat import S_ISREG
 from typing import IO
@@ -74,7 +75,7 @@ class Folder(Store):
             return file.read_bytes()
 
     @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> Iterator[BufferedReader]:
         path = self.folder / name
         with _in_words(path):
             file = path.open("rb")
@@ -87,10 +88,7 @@ class Folder(Store):
             file.unlink(missing_ok=True)
 
     def check(self, backup: Backup) -> None:
-        path = self.folder / backup.name
-        with _in_words(path):
-            file = path.open("rb")
-        with file:
+        with self.open(backup.name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if backup.manifest and digest != backup.manifest.sha256:
             raise BackupError(
@@ -118,7 +116,7 @@ class Folder(Store):
                 or (self.folder / dump).exists()
             ):
                 continue
-            if _is_manifest(self.folder / name):
+            if self.is_manifest(name):
                 left.append(name)
                 if not dry_run:
                     self.delete(name)
@@ -232,11 +230,3 @@ def _who_may(file: Path, what: str) -> str:
             it = "It" if each == file else "Its folder"
             return f" {it} belongs to user {each.owner()}: run this as that user."
     return " Run this as the user who made the backups."
-
-
-def _is_manifest(file: Path) -> bool:
-    try:
-        Manifest.parse(file.read_bytes(), file.name)
-    except (BackupError, OSError):
-        return False
-    return True

@@ -18,7 +18,7 @@ from app.core.backups.manifest import Manifest
 from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
 from app.core.backups.source import reading
-from app.core.database import RESET_SESSION, connect_directly, quote
+from app.core.database import LONG_WORK, RESET_SESSION, connect_directly, quote
 from app.core.database_errors import explained, reason
 from app.core.migrations import failures, lock
 
@@ -27,8 +27,6 @@ SINCE_17 = re.compile(rb"(?m)^SET transaction_timeout = 0;\n")
 
 # How long a statement of the service may keep us from its table.
 LOCK_SECONDS = 20
-OPTIONS = ["statement_timeout=0", "idle_in_transaction_session_timeout=0"]
-OPTIONS += ["client_connection_check_interval=1s"]
 
 log = structlog.get_logger("backup")
 
@@ -63,7 +61,7 @@ def over(
     `CommandError` if somebody else is migrating; then nothing changed.
     """
     schema = settings.schema_name
-    with connect_directly(settings, f"lock_timeout={LOCK_SECONDS}s", *OPTIONS) as connection:
+    with connect_directly(settings, f"lock_timeout={LOCK_SECONDS}s", *LONG_WORK) as connection:
         lock.take(connection, settings)
         if settings.service_role:
             privileges.check_role(connection, settings.service_role)

@@ -15,11 +15,11 @@ from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, Settings
 from app.core.backups.errors import BackupError
-from app.core.database import RESET_SESSION, connect_directly, quote
+from app.core.database import LONG_WORK, RESET_SESSION, connect_directly, quote
 from app.core.database_errors import reason
 
-OPTIONS = ["statement_timeout=0", "idle_in_transaction_session_timeout=0"]
-OPTIONS += ["client_connection_check_interval=1s"]
+# Several services may share a server.
+PREFIX = f"verify_{zlib.crc32(PROJECT['name'].encode()):08x}_"
 MAY_CREATE_DATABASES = text(
     "SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user"
 )
@@ -39,7 +39,7 @@ def scratch(
     if url is not None:
         settings = settings.model_copy(update={"database_url_migrations": url})
     said = setting if url is not None else None
-    with connect_directly(settings, *OPTIONS, setting=said) as connection:
+    with connect_directly(settings, *LONG_WORK, setting=said) as connection:
         with connection.begin():
             may = bool(connection.scalar(MAY_CREATE_DATABASES))
         if url is not None and not may:
@@ -57,13 +57,12 @@ def _database(
     entry: Connection, settings: Settings
 ) -> Iterator[tuple[Connection, str | None, str]]:
     entry = entry.execution_options(isolation_level="AUTOCOMMIT")
-    prefix = f"verify_{zlib.crc32(PROJECT['name'].encode()):08x}_"
     # Another run may be using one: without FORCE a database that is in use stays.
-    for name in entry.scalars(DATABASES, {"prefix": prefix}).all():
+    for name in entry.scalars(DATABASES, {"prefix": PREFIX}).all():
         with suppress(DBAPIError):
             if _lock(entry, name):
                 entry.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)}")
-    name = f"{prefix}{secrets.token_hex(4)}"
+    name = f"{PREFIX}{secrets.token_hex(4)}"
     _lock(entry, name)
     try:
         # template0: template1 may have tables of its own.
@@ -74,7 +73,7 @@ def _database(
         update={"database_url_migrations": entry.engine.url.set(database=name)}
     )
     try:
-        with connect_directly(there, *OPTIONS) as connection:
+        with connect_directly(there, *LONG_WORK) as connection:
             yield connection, None, f"database {name}"
     finally:
         entry.exec_driver_sql(f"DROP DATABASE IF EXISTS {quote(name)} WITH (FORCE)")
@@ -82,12 +81,11 @@ def _database(
 
 @contextmanager
 def _schema(connection: Connection) -> Iterator[tuple[Connection, str | None, str]]:
-    prefix = f"verify_{zlib.crc32(PROJECT['name'].encode()):08x}_"
     with connection.begin():
-        for name in connection.scalars(SCHEMAS, {"prefix": prefix}).all():
+        for name in connection.scalars(SCHEMAS, {"prefix": PREFIX}).all():
             if _lock(connection, name):
                 connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {quote(name)} CASCADE")
-    name = f"{prefix}{secrets.token_hex(4)}"
+    name = f"{PREFIX}{secrets.token_hex(4)}"
     with connection.begin():
         _lock(connection, name)
         try:

@@ -12,7 +12,7 @@ from app.config import Settings
 from app.core.backups import content
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Extension
-from app.core.database import connect_directly
+from app.core.database import LONG_WORK, connect_directly
 
 # Others may hold a table for so long, a migration for example, before the backup gives up.
 LOCK_SECONDS = 60
@@ -91,8 +91,7 @@ class Snapshot:
 @contextmanager
 def taken(settings: Settings) -> Iterator[Snapshot]:
     """A snapshot of the service's schema. Raises `BackupError` if there is nothing to see."""
-    options = [f"lock_timeout={LOCK_SECONDS}s", "statement_timeout=0"]
-    options += ["idle_in_transaction_session_timeout=0", "client_connection_check_interval=1s"]
+    options = [f"lock_timeout={LOCK_SECONDS}s", *LONG_WORK]
     schema = settings.schema_name
     with connect_directly(settings, *options) as pooled:
         connection = pooled.connection.driver_connection

@@ -93,6 +93,14 @@ class Store(ABC):
             raise BackupError(f"{self.path(name)} {backup.fault}. Take another copy of it.")
         return backup
 
+    def is_manifest(self, name: str) -> bool:
+        """Whether that is what the file says: another one is not ours."""
+        try:
+            Manifest.parse(self.read(name), name)
+        except BackupError:
+            return False
+        return True
+
     def _backup(self, name: str, sizes: dict[str, int]) -> Backup:
         size = sizes[name]
         if f"{name}{SUFFIX}" not in sizes:
