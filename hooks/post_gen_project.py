@@ -54,7 +54,11 @@ CHOICES = {
             "nginx.conf": "nginx.conf",
         },
         "Render": {"render.yaml": "render.yaml"},
-        "AWS": {"aws.yaml": "aws.yaml", "aws-deploy.sh": "aws-deploy.sh"},
+        "AWS": {
+            "aws.yaml": "aws.yaml",
+            "aws-deploy.sh": "aws-deploy.sh",
+            "aws-run.sh": "aws-run.sh",
+        },
         "Kubernetes": {
             "k8s-base-kustomization.yaml": "k8s/base/kustomization.yaml",
             "k8s-base-service.yaml": "k8s/base/service.yaml",

@@ -70,32 +70,53 @@ def blocks(project: Path, heading: str, language: str) -> list[str]:
 # What the files start
 
 
+def render_blueprint(project: Path) -> dict[str, Any]:
+    """render.yaml with what docs/deploying.md says to append."""
+    text = (project / "render.yaml").read_text()
+    (backup,) = blocks(project, "Render", "yaml")
+    return yaml.safe_load(text.replace("\ndatabases:\n", f"{backup}\ndatabases:\n"))
+
+
 def render_starts(project: Path) -> list[Start]:
-    (service,) = yaml.safe_load((project / "render.yaml").read_text())["services"]
+    """The migration, the service, the backup of each night."""
+    service, backup = render_blueprint(project)["services"]
+    grace = service["maxShutdownDelaySeconds"]
+    before = shlex.split(service["preDeployCommand"])
+    nightly = shlex.split(backup["dockerCommand"])
+    return [
+        Start("Render", command, _given_by_render(each), grace)
+        for command, each in ((before, service), ([], service), (nightly, backup))
+    ]
+
+
+def _given_by_render(service: dict[str, Any]) -> dict[str, str]:
     given = {"fromDatabase": "postgresql://app:secret@db/render", "generateValue": SECRET}
-    settings = {
+    given["sync"] = "typed"
+    return {
         each["key"]: each.get("value") or next(given[source] for source in given if source in each)
         for each in service["envVars"]
     }
-    grace = service["maxShutdownDelaySeconds"]
-    before = shlex.split(service["preDeployCommand"])
-    return [Start("Render", before, settings, grace), Start("Render", [], settings, grace)]
 
 
 def aws_starts(project: Path) -> list[Start]:
+    """The migration, the backup of each night, the service."""
     stack = yaml.load((project / "aws.yaml").read_text(), CloudFormation)["Resources"]
     (container,) = stack["Task"]["Properties"]["ContainerDefinitions"]
     settings = {each["Name"]: each["Value"] for each in container["Environment"]}
     url = settings["DATABASE_URL"]["Sub"]
     settings["DATABASE_URL"] = url.replace("${Database.Endpoint.Address}", "db")
+    assert settings["BACKUP_DIR"] == {"Sub": "s3://${Backups}"}
+    settings |= {"BACKUP_DIR": "s3://bucket", "AWS_DEFAULT_REGION": "eu-central-1"}
     secrets = {"DatabasePassword": "secret", "SecretKey": SECRET}
     settings |= {each["Name"]: secrets[each["ValueFrom"]["Ref"]] for each in container["Secrets"]}
-    script = (project / "aws-deploy.sh").read_text()
-    overrides = json.loads(re.search(r"'(\{\"containerOverrides.*)'", script)[1])
-    (override,) = overrides["containerOverrides"]
+    nightly = json.loads(stack["Nightly"]["Properties"]["Target"]["Input"])
+    (override,) = nightly["containerOverrides"]
     assert override["name"] == container["Name"]
-    grace = container["StopTimeout"]
-    return [Start("AWS", override["command"], settings, grace), Start("AWS", [], settings, grace)]
+    (migration,) = re.findall(
+        r"aws-run.sh (flask .*?) \|\|", (project / "aws-deploy.sh").read_text()
+    )
+    commands = migration.split(), override["command"], []
+    return [Start("AWS", command, settings, container["StopTimeout"]) for command in commands]
 
 
 def kustomized(folder: Path) -> dict[str, dict[str, Any]]:

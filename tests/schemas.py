@@ -50,6 +50,16 @@ _WEB_SERVICE = _object(
     envVars={"type": "array", "items": _VARIABLE},
     # The free plan has no command before the rollout.
 ) | {"not": {"required": ["preDeployCommand"], "properties": {"plan": {"const": "free"}}}}
+_CRON_JOB = _object(
+    "type name runtime schedule",
+    type={"const": "cron"},
+    name=NAME,
+    runtime={"enum": ["docker", "image", "python"]},
+    plan={"enum": ["starter", "standard", "pro", "pro plus"]},
+    schedule={"type": "string", "pattern": r"^(\S+ ){4}\S+$"},
+    dockerCommand=TEXT,
+    envVars={"type": "array", "items": _VARIABLE},
+)
 _DATABASE = _object(
     "name",
     name=NAME,
@@ -61,7 +71,7 @@ _DATABASE = _object(
 )
 RENDER = _object(
     "services",
-    services={"type": "array", "items": _WEB_SERVICE},
+    services={"type": "array", "items": {"anyOf": [_WEB_SERVICE, _CRON_JOB]}},
     databases={"type": "array", "items": _DATABASE},
 )
 

@@ -92,7 +92,7 @@ CI_FILES = {
 DEPLOY_FILES = {
     "Docker": {"compose.production.yaml", "nginx.conf"},
     "Render": {"render.yaml"},
-    "AWS": {"aws.yaml", "aws-deploy.sh"},
+    "AWS": {"aws.yaml", "aws-deploy.sh", "aws-run.sh"},
     "Kubernetes": {
         "k8s/base/backup.yaml",
         "k8s/base/console.yaml",
@@ -141,7 +141,7 @@ ANSWERS = [
     ("ci", "GitLab CI", BOTH_PAGES | CI_FILES["GitHub Actions"] | CI_FILES["GitLab CI"]),
     ("ci", "none", BOTH_PAGES | CI_FILES["GitHub Actions"]),
     ("deploy", "Render", DEPLOYED | DEPLOY_FILES["Render"]),
-    ("deploy", "AWS", DEPLOYED | DEPLOY_FILES["AWS"]),
+    ("deploy", "AWS", DEPLOYED | DEPLOY_FILES["AWS"] | {"Dockerfile"}),
     ("deploy", "Kubernetes", DEPLOYED | DEPLOY_FILES["Kubernetes"]),
     ("deploy", "none", DEPLOYED),
 ]
@@ -173,8 +173,7 @@ def test_the_exact_list_of_files(default):
 
 
 def test_the_exact_list_of_files_when_installed(generated):
-    found = {name for name in files(generated) if "__pycache__" not in name}
-    assert found == expected_files() | set(INSTALLED.split())
+    assert set(files(generated)) == expected_files() | set(INSTALLED.split())
 
 
 @pytest.mark.parametrize(("question", "answer", "shows_in"), ANSWERS)
@@ -289,7 +288,9 @@ def test_imports_go_one_way(part, foreign):
 
 def test_two_generations_are_the_same_but_for_env(generated, tmp_path):
     assert generate(tmp_path).returncode == 0
-    first, second = files(generated), files(tmp_path / "book-service")
+    again = tmp_path / "book-service"
+    assert not [*(again / "app").rglob("__pycache__")]
+    first, second = files(generated), files(again)
     assert first.pop(".env") != second.pop(".env")
     assert first == second
 

