@@ -32,7 +32,7 @@ app/core/backups/dump.py app/core/backups/errors.py app/core/backups/folder.py
 app/core/backups/manifest.py app/core/backups/places.py app/core/backups/progress.py
 app/core/backups/renaming.py app/core/backups/restore.py app/core/backups/retention.py
 app/core/backups/scratch.py app/core/backups/script.py app/core/backups/snapshot.py
-app/core/backups/source.py app/core/backups/store.py app/core/backups/words.py
+app/core/backups/source.py app/core/backups/store.py app/core/words.py
 app/core/migrations/__init__.py app/core/migrations/autogenerate.py app/core/migrations/cli.py
 app/core/migrations/differences.py app/core/migrations/drops.py app/core/migrations/environment.py
 app/core/migrations/failures.py app/core/migrations/lock.py app/core/migrations/looks.py

@@ -4,7 +4,8 @@ from alembic.util import CommandError
 from sqlalchemy.exc import DBAPIError
 
 from app.config import Settings
-from app.core.backups import dump, places, words
+from app.core import words
+from app.core.backups import dump, places
 from app.core.backups.errors import BackupError
 from app.core.backups.progress import Progress
 from app.core.database import DatabaseUnavailable
@@ -28,6 +29,6 @@ def before_migration(settings: Settings) -> None:
             "Correct that and run this again, or set BACKUP_BEFORE_MIGRATE=0 to migrate without."
         ) from None
     say(
-        f"backup before the migration: {store.path(name)}, {manifest.total_rows:,} rows, "
-        f"{words.size(manifest.size)}"
+        f"backup before the migration: {store.path(name)}, "
+        f"{words.counted(manifest.total_rows, 'row')}, {words.size(manifest.size)}"
     )

@@ -16,7 +16,8 @@ from flask.cli import AppGroup
 from sqlalchemy.exc import DBAPIError
 
 from app.config import PROJECT, InvalidSettings, Settings, load_settings
-from app.core.backups import dump, places, restore, retention, words
+from app.core import words
+from app.core.backups import dump, places, restore, retention
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Manifest
 from app.core.backups.progress import Progress
@@ -192,11 +193,8 @@ def _checked(option: str, **given: str) -> Settings:
 
 
 def _contents(manifest: Manifest) -> str:
-    tables = len(manifest.rows)
-    return (
-        f"{manifest.total_rows:,} rows in {tables} table{'s' * (tables != 1)}, "
-        f"revision {manifest.revision}"
-    )
+    rows = words.counted(manifest.total_rows, "row")
+    return f"{rows} in {words.counted(len(manifest.rows), 'table')}, revision {manifest.revision}"
 
 
 def _end(settings: Settings, message: str) -> None:

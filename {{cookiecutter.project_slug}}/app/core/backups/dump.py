@@ -13,7 +13,8 @@ import structlog
 from psycopg.conninfo import make_conninfo
 
 from app.config import PROJECT, Settings
-from app.core.backups import clients, snapshot, words
+from app.core import words
+from app.core.backups import clients, snapshot
 from app.core.backups.clients import Clients
 from app.core.backups.errors import BackupError
 from app.core.backups.manifest import Manifest

@@ -9,6 +9,7 @@ from app.core.rehearsal.load import Load
 from app.core.rehearsal.previous import broken
 from app.core.rehearsal.report import Report, Step
 from app.core.rehearsal.tables import State
+from app.core.words import counted
 
 # See models.py.
 NUMBER_TAKEN = "NumberTakenError"
@@ -69,7 +70,7 @@ def compare(
     for oid, name in before.names.items():
         rows, left = before.rows[oid], after.rows_of(name, oid)
         if left is None and rows:
-            gone = f"{name} is dropped with its {_rows(rows)}"
+            gone = f"{name} is dropped with its {counted(rows, 'row')}"
             if name in unused:
                 gone += "; an earlier revision says that it is not used any more"
             finding = report.add("rows", gone, step.revision, name)
@@ -86,7 +87,7 @@ def compare_down(report: Report, revision: str, start: State, end: State, now: S
     for name in sorted({*start.names.values()} & {*end.names.values()}):
         expected = min(start.rows_of(name) or 0, end.rows_of(name) or 0)
         found = now.rows_of(name)
-        words = f"{name} has {found or 0:,} of {_rows(expected)} after going down"
+        words = f"{name} has {found or 0:,} of {counted(expected, 'row')} after going down"
         if found is None:
             words = f"downgrade() drops {name}, which was there before upgrade()"
         if found is None or found < expected:
@@ -100,7 +101,9 @@ def compare_again(report: Report, end: State, now: State, lost: set[str]) -> Non
     for name in sorted({*end.names.values()} - lost):
         expected, found = end.rows_of(name) or 0, now.rows_of(name) or 0
         if found < expected:
-            words = f"{name} has {found:,} of {_rows(expected)} after going down and up again"
+            words = (
+                f"{name} has {found:,} of {counted(expected, 'row')} after going down and up again"
+            )
             report.add("rows", words, table=name)
 
 
@@ -179,7 +182,3 @@ def acknowledge(report: Report, pending: Iterable[Script], dropped: set[str]) ->
             keys += [f"table-drop:{each.table}", "table-drop"]
         if each.is_to_fix and each.table:
             each.acknowledged = next((reasons[key] for key in keys if reasons.get(key)), "")
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'s' * (count != 1)}"

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 import click
 
 from app.core.rehearsal.watch import Wait
+from app.core.words import size
 
 WIDTH = 100
-NAME = 34
+NAME = 30
 WAIT = 20
 SHOWN_SECONDS = 0.01
 
@@ -159,20 +160,20 @@ class Report:
         before, after = (
             (sum(each) for each in zip(*step.sizes.values(), strict=True)) if step.sizes else (0, 0)
         )
-        size = f"{_bytes(before)} → {_bytes(after)}"
+        sizes = f"{size(before)} → {size(after)}"
         return _row(
-            step.file, f"{step.seconds:.2f}", f"{step.rows:,}", str(step.retries), wait, size
+            step.file, f"{step.seconds:.2f}", f"{step.rows:,}", str(step.retries), wait, sizes
         )
 
 
-def _row(name: str, seconds: str, rows: str, retries: str, wait: str, size: str) -> str:
+def _row(name: str, seconds: str, rows: str, retries: str, wait: str, sizes: str) -> str:
     name = _cut(name.removesuffix(".py"), NAME)
     wait = wait if "\x1b" in wait else f"{_cut(wait, WAIT):<{WAIT}}"
-    return f"{name:<{NAME}}{seconds:>8}{rows:>10}{retries:>8}  {wait}  {size}".rstrip()
+    return f"{name:<{NAME}}{seconds:>8}{rows:>10}{retries:>8}  {wait}  {sizes}".rstrip()
 
 
-def _cut(words: str, size: int) -> str:
-    return words if len(words) <= size else f"{words[: size - 1]}…"
+def _cut(words: str, width: int) -> str:
+    return words if len(words) <= width else f"{words[: width - 1]}…"
 
 
 def _described(finding: Finding) -> str:
@@ -193,11 +194,3 @@ def _wrapped(words: str, indent: int = 2) -> list[str]:
             break_on_hyphens=False,
         )
     return lines
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GB"

@@ -23,6 +23,7 @@ from app.core.rehearsal.revisions import Plan, Run, downgrade, plan, upgrade
 from app.core.rehearsal.scratch import libpq, scratch_database
 from app.core.rehearsal.watch import Watch
 from app.core.waiting import telling
+from app.core.words import counted
 
 PREVIOUS = "previous release"
 
@@ -129,10 +130,9 @@ class Rehearsal:
     def _describe(self, source: str) -> None:
         row = self.connection.execute("SHOW server_version").fetchone()
         version = str(row[0]).split()[0] if row else ""
-        count = len(self.plan.pending)
+        pending = counted(len(self.plan.pending), "revision")
         self.report.title = (
-            f"{count} revision{'s' * (count > 1)} ({self.plan.why}), from {self.plan.base}, on "
-            f"{source}, PostgreSQL {version}"
+            f"{pending} ({self.plan.why}), from {self.plan.base}, on {source}, PostgreSQL {version}"
         )
 
     def _ask_previous_first(self) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""Sizes and times as people say them."""
+"""Sizes, times and numbers as people say them."""
 
 
 def size(count: float) -> str:
@@ -14,6 +14,10 @@ def age(seconds: float) -> str:
     """For example 3 days."""
     for length, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
+            return counted(int(seconds // length), unit)
     return "under a minute"
+
+
+def counted(count: int, noun: str) -> str:
+    """For example 1 row, or 1,200 rows."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
