@@ -71,30 +71,36 @@ def blocks(project: Path, heading: str, language: str) -> list[str]:
 
 
 def render_blueprint(project: Path) -> dict[str, Any]:
-    """render.yaml with what docs/deploying.md says to append."""
+    """render.yaml with what docs/deploying.md says to add."""
     text = (project / "render.yaml").read_text()
-    (backup,) = blocks(project, "Render", "yaml")
-    return yaml.safe_load(text.replace("\ndatabases:\n", f"{backup}\ndatabases:\n"))
+    backup, groups = blocks(project, "Render", "yaml")
+    blueprint = yaml.safe_load(text.replace("\ndatabases:\n", f"{backup}\n{groups}\ndatabases:\n"))
+    service, job = blueprint["services"]
+    (group,) = [each for each in job["envVars"] if "fromGroup" in each]
+    service["envVars"].append(group)
+    return blueprint
 
 
 def render_starts(project: Path) -> list[Start]:
     """The migration, the service, the backup of each night."""
-    service, backup = render_blueprint(project)["services"]
+    blueprint = render_blueprint(project)
+    service, backup = blueprint["services"]
+    groups = {each["name"]: each["envVars"] for each in blueprint["envVarGroups"]}
     grace = service["maxShutdownDelaySeconds"]
     before = shlex.split(service["preDeployCommand"])
     nightly = shlex.split(backup["dockerCommand"])
     return [
-        Start("Render", command, _given_by_render(each), grace)
+        Start("Render", command, _given_by_render(each, groups), grace)
         for command, each in ((before, service), ([], service), (nightly, backup))
     ]
 
 
-def _given_by_render(service: dict[str, Any]) -> dict[str, str]:
+def _given_by_render(service: dict[str, Any], groups: dict[str, Any]) -> dict[str, str]:
     given = {"fromDatabase": "postgresql://app:secret@db/render", "generateValue": SECRET}
-    given["sync"] = "typed"
     return {
         each["key"]: each.get("value") or next(given[source] for source in given if source in each)
-        for each in service["envVars"]
+        for one in service["envVars"]
+        for each in groups.get(one.get("fromGroup"), [one])
     }
 
 

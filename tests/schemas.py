@@ -34,8 +34,15 @@ _VARIABLE = {
         _object("key fromDatabase", key=TEXT, fromDatabase=_FROM_DATABASE),
         _object("key generateValue", key=TEXT, generateValue={"const": True}),
         _object("key sync", key=TEXT, sync={"const": False}),
+        _object("fromGroup", fromGroup=NAME),
     ]
 }
+# Neither from elsewhere nor typed in the dashboard.
+_GROUP = _object(
+    "name envVars",
+    name=NAME,
+    envVars={"type": "array", "items": {"oneOf": [_VARIABLE["oneOf"][0], _VARIABLE["oneOf"][2]]}},
+)
 _WEB_SERVICE = _object(
     "type name runtime",
     type={"const": "web"},
@@ -73,6 +80,7 @@ RENDER = _object(
     "services",
     services={"type": "array", "items": {"anyOf": [_WEB_SERVICE, _CRON_JOB]}},
     databases={"type": "array", "items": _DATABASE},
+    envVarGroups={"type": "array", "items": _GROUP},
 )
 
 _CHECK = _object(

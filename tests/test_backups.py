@@ -650,7 +650,5 @@ def test_every_command_of_the_page(service: Service, kept: Path):
         if language == "sh":
             result = service.run("sh", "-euc", text)
             assert result.returncode == 0, result.stdout
-    (nightly,) = re.findall(r"`15 3 \* \* \* cd \S+ && (uv run .*?)`", page)
-    assert f"```sh\n{nightly}\n```" in page
     assert service.sql(ALL) == before
     assert "yesterday" not in service.sql("SELECT nspname FROM pg_namespace")

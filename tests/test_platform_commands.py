@@ -141,12 +141,28 @@ def test_systemd_rolls_one_instance_after_the_other(
                 assert os.readlink(f"/proc/{pid}/cwd") == str(place / tag)
                 assert b"gunicorn" in Path(f"/proc/{pid}/cmdline").read_bytes()
         assert json.loads((tmp_path / f"log.{ports[0]}").read_text().splitlines()[0])["event"]
+        # The line in cron, with the settings in a file, as there.
+        file = tmp_path / "settings.env"
+        file.write_text(f"DATABASE_URL={settings['DATABASE_URL']}\nSECRET_KEY={SECRET}\n")
+        (cron,) = blocks(rendered["none"], "A machine with systemd", "crontab")
+        nightly = cron.removeprefix("15 3 * * * ").replace(f"/srv/{SLUG}", str(place))
+        nightly = nightly.replace(f"/var/backups/{SLUG}", str(tmp_path / "kept"))
+        result = run("sh", "-c", nightly.replace(f"/etc/{SLUG}.env", str(file)))
+        assert result.returncode == 0, result.stdout
+        assert len([*(tmp_path / "kept").glob("*.dump")]) == 1
         # Back: the folder of the earlier release, and the loop; one port will do.
         link, loop = script[script.index("ln -sfn") :].split("\n", 1)
         loop = loop.replace(f" {ports[1]}", "")
         result = run("sh", "-euc", f"{link}\n{loop}", TAG="v1", **settings)
         assert result.returncode == 0, result.stdout
         assert (place / "current").resolve() == place / "v1"
+        # A release that does not start stops the first instance, not the second.
+        second = int((tmp_path / f"pid.{ports[1]}").read_text())
+        impatient = script[script.index("for port") :].replace("--retry 60", "--retry 1")
+        (place / "v1/app/__init__.py").write_text("a mistake")
+        result = run("sh", "-uc", impatient, TAG="v1", **settings)
+        assert int((tmp_path / f"pid.{ports[1]}").read_text()) == second
+        os.kill(second, 0)
     finally:
         for file in tmp_path.glob("pid.*"):
             with contextlib.suppress(ProcessLookupError):
@@ -295,6 +311,9 @@ match words[:2]:
         (folder / "code").write_text(str(code))
         print("arn:aws:ecs:a-run/1")
     case ["ecs", "describe-tasks"]:
+        if option("--query").endswith("lastStatus") and not (folder / "asked").exists():
+            (folder / "asked").touch()
+            sys.exit("ThrottlingException")
         answers = {"lastStatus": "STOPPED", "stoppedReason": "it ended"}
         answers["containers[0].exitCode"] = (folder / "code").read_text()
         print(answers[option("--query").removeprefix("tasks[0].")])
@@ -332,7 +351,7 @@ def test_aws_rolls_only_what_has_migrated(
     assert server.__class__(server.host, "aws").sql("SELECT count(*) FROM books") == [(0,)]
 
     # Any other command, with words as they were written.
-    name = tmp_path / 'kept/a "b" \\c $d.dump'
+    name = tmp_path / 'kept/a "b" \\c\n$d.dump'
     for words in (["create", str(name)], ["verify", str(name)]):
         result = project.run("./aws-run.sh", "flask", "backup", *words, **settings)
         assert result.returncode == 0, result.stdout
@@ -344,7 +363,7 @@ def test_aws_rolls_only_what_has_migrated(
     result = project.run("./aws-deploy.sh", "image:v2", **settings | nowhere)
     assert result.returncode == 1
     assert "It ended with 1: it ended\n" in result.stdout
-    assert "The migration did not succeed. The service was not touched." in result.stdout
+    assert "The migration was not seen to succeed. The service was not touched." in result.stdout
     assert "Serving=" not in (tmp_path / "calls").read_text()
     result = project.run("./aws-deploy.sh", "image:v2", NOTHING_STARTS="1", **settings)
     assert result.returncode == 1

@@ -71,7 +71,8 @@ class Production:
         page = (self.path / "docs/deploying.md").read_text()
         section = re.search(r"^## Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
         blocks = re.findall(r"^```sh\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-        names = ["prepare", "start", "roll", "back", "keep", "restore", "rehearse", "certificate"]
+        names = ["prepare", "start", "password", "roll", "back", "keep", "restore", "rehearse"]
+        names += ["certificate", "proxy"]
         assert len(blocks) == len(names)
         return {
             name: [
@@ -351,7 +352,12 @@ def test_yesterdays_backup_comes_back(production: Production):
     assert production.post("of today").status_code == 201
     assert yesterdays in production.sh(*production.commands["keep"])
     restore = [line.replace("NAME", yesterdays) for line in production.commands["restore"]]
-    assert "is whole" in production.sh(*restore)
+    # Requests wait in the proxy while nobody serves.
+    with production.load() as load:
+        load.until(20)
+        assert "is whole" in production.sh(*restore)
+        load.until(20)
+    assert set(load.results) == {"200", "201"}, load.results
     found = production.select("SELECT name FROM authors WHERE name LIKE 'of %'")
     assert found == ["of yesterday"]
 
@@ -384,6 +390,22 @@ SSH = """#!/bin/sh
 # The machine is this one, and its home a folder of the test.
 test "$1" = deploy@example.com && shift && cd "$HOME_OF_DEPLOY" && exec sh -c "$*"
 """
+
+
+def test_a_new_password_and_a_new_configuration_of_the_proxy(production: Production):
+    before = production.facts("backend-b")["Id"]
+    production.sh(*production.commands["password"])
+    assert production.post("with a new password").status_code == 201
+    assert production.facts("backend-b")["Id"] != before
+    test, recreate = production.commands["proxy"]
+    conf = production.path / "nginx.conf"
+    text = conf.read_text()
+    conf.write_text(text.replace(";", "", 1))
+    assert production.attempt(test).returncode == 1
+    assert production.get("/api/authors").status_code == 200
+    conf.write_text(text.replace("server_tokens off;", "server_tokens off; # changed"))
+    production.sh(test, recreate)
+    assert production.get("/api/authors").status_code == 200
 
 
 def test_the_job_of_ci_deploys(production: Production, tmp_path: Path):

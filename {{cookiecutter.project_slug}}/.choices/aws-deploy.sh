@@ -4,6 +4,7 @@
 set -eu
 image=${1:?Usage: ./aws-deploy.sh IMAGE [PARAMETER=VALUE …]}
 shift
+export AWS_PAGER=
 stack=${STACK:-{{ cookiecutter.project_slug }}}
 
 deploy() {
@@ -15,7 +16,7 @@ deploy "Image=$image" "$@"
 task=$(aws cloudformation describe-stacks --stack-name "$stack" --output text \
     --query "Stacks[0].Outputs[?OutputKey=='Task'].OutputValue")
 TASK=$task ./aws-run.sh flask db upgrade || {
-    echo "The migration did not succeed. The service was not touched." >&2
+    echo "The migration was not seen to succeed. The service was not touched." >&2
     exit 1
 }
 deploy "Serving=$task"

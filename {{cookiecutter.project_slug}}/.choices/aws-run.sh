@@ -3,6 +3,7 @@
 # Usage: ./aws-run.sh COMMAND …     for example: ./aws-run.sh flask backup list
 # TASK is the task definition to run it with: the one that serves, unless set.
 set -eu
+export AWS_PAGER=
 : "${1:?Usage: ./aws-run.sh COMMAND …}"
 stack=${STACK:-{{ cookiecutter.project_slug }}}
 
@@ -16,7 +17,8 @@ about_run() {
 
 words=
 for word in "$@"; do
-    words="$words${words:+, }\"$(printf '%s' "$word" | sed 's/["\\]/\\&/g')\""
+    word=$(printf '%s\n' "$word" | awk '{ gsub(/["\\]/, "\\\\&"); printf "%s%s", (NR > 1 ? "\\n" : ""), $0 }')
+    words="$words${words:+, }\"$word\""
 done
 cluster=$(output Cluster)
 log=$(output Log)
@@ -38,12 +40,22 @@ arn:*) ;;
     ;;
 esac
 echo "running; to watch it: aws logs tail --follow $log" >&2
-trap 'echo "It goes on. To stop it: aws ecs stop-task --cluster $cluster --task $run" >&2; exit 130' INT TERM
-status=
+goes_on() {
+    echo "It goes on. To stop it: aws ecs stop-task --cluster $cluster --task $run" >&2
+    exit 1
+}
+trap goes_on INT TERM
+status= unanswered=0
 while [ "$status" != STOPPED ]; do
     sleep 5
-    status=$(about_run lastStatus)
+    # AWS answers slowly at times, or not at all.
+    if status=$(about_run lastStatus); then
+        unanswered=0
+    elif unanswered=$((unanswered + 1)) && [ "$unanswered" = 12 ]; then
+        goes_on
+    fi
 done
+trap - INT TERM
 aws logs get-log-events --log-group-name "$log" --log-stream-name "service/backend/${run##*/}" \
     --output text --query 'events[].[message]' || true
 code=$(about_run 'containers[0].exitCode')

@@ -87,8 +87,10 @@ def list_backups(settings: Settings) -> None:
             facts += [f"revision {it.revision}", f"{words.age(it.age)} old"]
             facts += [f"of {it.service}"] * (it.service != PROJECT["name"])
             facts += [f"schema {it.schema_name}"] * (it.schema_name != settings.schema_name)
+            facts += ["before a migration"] * it.before_migration
         facts.append(backup.fault or "complete")
-        say(f"{backup.name}  {', '.join(facts)}")
+        # On stdout also where a job runs it: a script takes a name from it.
+        click.echo(f"{backup.name}  {', '.join(facts)}")
 
 
 @command("verify")

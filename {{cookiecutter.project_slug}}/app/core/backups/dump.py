@@ -37,7 +37,11 @@ log = structlog.get_logger("backup")
 
 
 def create(
-    settings: Settings, store: Store, name: str | None, tell: Callable[[str], None]
+    settings: Settings,
+    store: Store,
+    name: str | None,
+    tell: Callable[[str], None],
+    before_migration: bool = False,
 ) -> tuple[str, Manifest]:
     """Back up the service's schema into the store; the name that it has there, and its manifest.
 
@@ -69,6 +73,7 @@ def create(
                 created=started.replace(microsecond=0),
                 size=size,
                 sha256=digest,
+                before_migration=before_migration,
             )
             output.publish(manifest)
     return output.name, manifest

@@ -38,6 +38,8 @@ class Manifest(BaseModel):
     created: AwareDatetime
     size: int
     sha256: str
+    # Made by BACKUP_BEFORE_MIGRATE.
+    before_migration: bool = False
 
     @classmethod
     def read(cls, file: Path) -> "Manifest":

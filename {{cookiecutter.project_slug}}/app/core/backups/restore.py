@@ -128,7 +128,7 @@ def _next_step(manifest: Manifest) -> str:
     ]
     if not pending:
         return "The database is at the revision of this code: flask db upgrade has nothing to do."
-    plural = "revision" if len(pending) == 1 else f"{len(pending)} revisions"
+    plural = "revision" if len(pending) == 1 else f"{len(pending)} revisions:"
     return f"flask db upgrade would run {plural} {', '.join(pending)}"
 
 

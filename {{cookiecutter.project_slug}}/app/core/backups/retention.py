@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from app.config import Settings
 from app.core.backups import places
-from app.core.backups.manifest import SUFFIX
+from app.core.backups.manifest import SUFFIX, Manifest
 from app.core.backups.store import Backup, Store
 
 DAY = 24 * 60 * 60
@@ -21,20 +21,39 @@ def prune(settings: Settings, store: Store, dry_run: bool) -> Iterator[str]:
         yield f"{verb} {name}, which a run that died left"
     for backup in too_old(settings, store):
         if not dry_run:
-            # The dump first: a manifest alone looks like nothing, and the next run removes it.
-            store.delete(backup.name)
-            store.delete(backup.name + SUFFIX)
+            _remove(store, backup)
         yield f"{verb} {store.path(backup.name)}"
+
+
+def thin_out(settings: Settings, store: Store, made: Manifest) -> None:
+    """Of a migration that fails at each restart, keep the backup before the first try and `made`."""
+    tries = [
+        each
+        for each, manifest in _whole(settings, store)
+        if manifest.before_migration and manifest.revisions == made.revisions
+        if manifest.age < DAY
+    ]
+    for backup in tries[1:-1]:
+        _remove(store, backup)
 
 
 def too_old(settings: Settings, store: Store) -> list[Backup]:
     """What prune removes."""
-    whole = [
-        each for each in store.backups() if each.fault is None and places.is_ours(settings, each)
-    ]
     limit = settings.backup_keep_days * DAY
+    old = _whole(settings, store)[settings.backup_keep :]
+    return [backup for backup, manifest in old if manifest.age > limit]
+
+
+def _whole(settings: Settings, store: Store) -> list[tuple[Backup, Manifest]]:
+    """Those of this service and schema, the newest first."""
     return [
-        each
-        for each in whole[settings.backup_keep :]
-        if each.manifest is not None and each.manifest.age > limit
+        (each, each.manifest)
+        for each in store.backups()
+        if each.fault is None and each.manifest is not None and places.is_ours(settings, each)
     ]
+
+
+def _remove(store: Store, backup: Backup) -> None:
+    # The dump first: a manifest alone looks like nothing, and the next run removes it.
+    store.delete(backup.name)
+    store.delete(backup.name + SUFFIX)
