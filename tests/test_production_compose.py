@@ -71,8 +71,8 @@ class Production:
         page = (self.path / "docs/deploying.md").read_text()
         section = re.search(r"^## Docker\n(.*?)^## ", page, re.MULTILINE | re.DOTALL)
         blocks = re.findall(r"^```sh\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-        names = ["prepare", "start", "password", "roll", "back", "keep", "restore", "rehearse"]
-        names += ["certificate", "proxy"]
+        names = ["prepare", "start", "password", "roll", "back", "keep", "restore"]
+        names += ["start again", "rehearse", "certificate", "proxy"]
         assert len(blocks) == len(names)
         return {
             name: [
@@ -345,17 +345,24 @@ def test_a_rollout_in_one_command_makes_requests_wait(production: Production):
     assert set(load.results) <= {"200", "201"}, load.results
 
 
+UPGRADE = "docker compose -f compose.production.yaml run --rm --no-deps backup flask db upgrade"
+
+
 def test_yesterdays_backup_comes_back(production: Production):
     assert production.post("of yesterday").status_code == 201
     said = production.compose("exec", "-T", "backup", "flask backup create")
     (yesterdays,) = re.findall(r"[^/\s]+\.dump", said)[-1:]
     assert production.post("of today").status_code == 201
     assert yesterdays in production.sh(*production.commands["keep"])
+    assert f"`{UPGRADE}`" in (production.path / "docs/deploying.md").read_text()
     restore = [line.replace("NAME", yesterdays) for line in production.commands["restore"]]
     # Requests wait in the proxy while nobody serves.
     with production.load() as load:
         load.until(20)
         assert "is whole" in production.sh(*restore)
+        # It may be of newer code: an earlier test went back to an old image.
+        production.attempt(UPGRADE)
+        production.sh(*production.commands["start again"])
         load.until(20)
     assert set(load.results) == {"200", "201"}, load.results
     found = production.select("SELECT name FROM authors WHERE name LIKE 'of %'")
