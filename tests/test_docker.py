@@ -188,6 +188,11 @@ def test_backups_in_the_image(name: str, request: pytest.FixtureRequest, tmp_pat
     assert manifest["server_version"].split(".")[0] == server[:2]
     again = "flask backup restore latest --replace --yes-in-production && psql --version"
     assert "has nothing to do" in run(*command, again)
+    if name == "service":
+        # In development, from the page and without anything but Docker.
+        flask = ["exec", "-T", "backend", "flask"]
+        running.compose(*flask, "backup", "create")
+        assert "nothing to fix" in running.compose(*flask, "db", "rehearse", "latest")
 
 
 def test_three_replicas_migrate_an_empty_database_once(service: "Stack") -> None:
