@@ -257,6 +257,18 @@ def test_what_cannot_be_restored_is_refused_in_words(service: Service, kept: Pat
         assert result.returncode == 1
         assert re.search("Set BACKUP_DIR .*\nNothing was migrated", result.stdout), result.stdout
     assert service.sql("SELECT version_num FROM alembic_version") == "[('0001',)]"
+    # A platform starts again and again what cannot be migrated: not each of its backups stays.
+    text = later.read_text()
+    later.write_text(
+        re.sub(r"(def upgrade.*\n)", r"\1    op.execute('SELECT 1 / 0')\n", text, count=1)
+    )
+    tries = []
+    for _ in range(4):
+        assert "division by zero" in service.flask("db", "upgrade", **before_migrate).stdout
+        tries.append(dumps(kept)[-1])
+    assert dumps(kept) == [tries[0], tries[3]]
+    assert service.ok("backup", "list").count("before a migration") == 2
+    later.write_text(text)
     shutil.rmtree(kept)
     command = [service.python, "-m", "flask", "db", "upgrade"]
     both = [service.popen(*command, **before_migrate) for _ in range(2)]
