@@ -9,10 +9,13 @@ gets a path of its own, until the transaction that restores is at its end.
 
 from typing import Any
 
+import psycopg
 from psycopg import Cursor, sql
 
 from app.core import extensions
+from app.core.backups.errors import BackupError
 from app.core.database import quote
+from app.core.database_errors import explained
 
 # C knows no search_path; what an extension brought belongs to it; procedures are never called.
 WITHOUT_PATH = """
@@ -63,7 +66,10 @@ class Functions:
             self.changed.append(name)
 
     def compute_again(self) -> None:
-        """The generated columns that they fill, where the rows of other tables have changed it."""
+        """The generated columns that they fill, where the rows of other tables make a difference.
+
+        Raises `BackupError`.
+        """
         found = self.cursor.execute(GENERATED, [self.schema]).fetchall()
         for table, column, expression, base in found:
             # It is computed when a column changes of which it is. As text: some types have no =.
@@ -71,7 +77,16 @@ class Functions:
             name, of = sql.Identifier(column), sql.Identifier(base)
             where = sql.Identifier(self.schema, table)
             query = sql.SQL(update).format(where, of, of, name, sql.SQL(expression))
-            self.cursor.execute(query)
+            try:
+                self.cursor.execute(query)
+            except psycopg.OperationalError:
+                raise
+            except psycopg.DatabaseError as error:
+                raise BackupError(
+                    f"Column {column} of table {table} cannot be computed again after all rows: "
+                    f"{' '.join(explained(error).split())}. Nothing was changed. Let a trigger "
+                    "fill it where the backup was made, then make another backup."
+                ) from None
 
     def as_they_were(self) -> None:
         """All of them."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from app.config import Settings
 from app.core import extensions, history, privileges
 from app.core.backups import clients, content
+from app.core.backups.advice import advice_on
 from app.core.backups.errors import BackupError
 from app.core.backups.functions import Functions
 from app.core.backups.manifest import Manifest
@@ -26,17 +27,6 @@ from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
 SINCE_17 = re.compile(rb"(?m)^SET transaction_timeout = 0;\n")
-
-# Of a partition, the constraint that it has from above.
-CHECK = """
-SELECT CASE k.conrelid WHEN 0 THEN 'DOMAIN ' || k.contypid::regtype
-  ELSE 'TABLE ' || k.conrelid::regclass END, quote_ident(k.conname), pg_get_constraintdef(k.oid)
-FROM pg_constraint k JOIN pg_namespace n ON n.oid = k.connamespace
-WHERE k.conname = %(name)s AND n.nspname = %(schema)s AND k.conislocal AND (
-  k.contypid = to_regtype(%(on)s) OR k.conrelid = to_regclass(%(on)s)
-  OR k.conrelid IN (SELECT relid FROM pg_partition_ancestors(to_regclass(%(on)s)))
-)
-"""
 
 AMONG_THE_ROWS = ("SETTINGS", "TABLE DATA", "SEQUENCE SET")
 
@@ -282,9 +272,10 @@ class _Restorer:
         except (errors.ConnectionException, errors.AdminShutdown):
             raise
         except psycopg.DatabaseError as error:
+            advice = advice_on(error, entry, self.cursor, self.manifest.schema_name, self.schema)
             raise BackupError(
                 f"Restoring {entry.kind.lower()} {entry.name} failed: "
-                f"{' '.join(explained(error).split())}. Nothing was changed. {self._advice(error)}"
+                f"{' '.join(explained(error).split())}. Nothing was changed. {advice}".strip()
             ) from None
 
     def end(self) -> None:
@@ -298,41 +289,6 @@ class _Restorer:
         self.is_at_the_rows = False
         self._say("generated columns")
         self.functions.compute_again()
-
-    def _advice(self, error: psycopg.Error) -> str:
-        if isinstance(error, errors.InsufficientPrivilege):
-            grant = f"GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)}"
-            role = quote(self.cursor.connection.info.user)
-            if "for schema" in str(error):
-                return f"As a superuser: {grant} TO {role}; then run this again."
-            return "Let DATABASE_URL_MIGRATIONS name a role that may do that, a superuser perhaps."
-        if isinstance(error, errors.CheckViolation):
-            return self._advice_on_a_check(error)
-        old = self.manifest.schema_name
-        if self.schema != old and re.search(rf"\b{re.escape(old)}\b", str(error)):
-            return (
-                f"If {old} is the schema that the backup was made of: it can be restored under "
-                f"that name alone, SCHEMA={old}, in another database."
-            )
-        return ""
-
-    def _advice_on_a_check(self, error: errors.CheckViolation) -> str:
-        # As the service's own connection reads it.
-        path = extensions.search_path(quote(self.schema))
-        self.cursor.execute("SELECT set_config('search_path', %s, true)", [path])
-        on = error.diag.datatype_name or error.diag.table_name or ""
-        names = {"name": error.diag.constraint_name, "schema": self.schema, "on": quote(on)}
-        row = self.cursor.execute(CHECK, names).fetchone()
-        if row is None:
-            return ""
-        what, constraint, condition = row
-        return (
-            "A CHECK that reads other tables is one that PostgreSQL does not support: their rows "
-            "may come later. Where the backup was made, have it written after all rows:\n"
-            f"  ALTER {what} DROP CONSTRAINT {constraint};\n"
-            f"  ALTER {what} ADD CONSTRAINT {constraint} {condition} NOT VALID;\n"
-            "It goes on refusing new rows. Then make another backup."
-        )
 
     def _copy(self, entry: Entry) -> None:
         assert entry.rows is not None
@@ -408,10 +364,10 @@ def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -
                 "restore into a server that has it. Nothing was changed."
             ) from None
         if needed:
-            raise BackupError(
-                f"{words[0].upper()}{words[1:]}. As a superuser: CREATE SCHEMA IF NOT EXISTS "
-                f"{schema}; CREATE EXTENSION {name} SCHEMA {schema};"
-            ) from None
+            make = f"CREATE EXTENSION {name} SCHEMA {schema};"
+            if schema != "pg_catalog":
+                make = f"CREATE SCHEMA IF NOT EXISTS {schema}; {make}"
+            raise BackupError(f"{words[0].upper()}{words[1:]}. As a superuser: {make}") from None
         log.warning(words)
 
 
