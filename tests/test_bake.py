@@ -26,10 +26,11 @@ app/core/openapi.py app/core/overload.py app/core/overview.py app/core/pool.py a
 app/core/privileges.py app/core/refusals.py app/core/releases.py app/core/requests.py
 app/core/rows.py app/core/sentry.py app/core/session.py app/core/shell.py app/core/sql.py
 app/core/tracing.py app/core/waiting.py
-app/core/backups/__init__.py app/core/backups/before.py app/core/backups/bucket.py
-app/core/backups/cli.py app/core/backups/clients.py app/core/backups/content.py
-app/core/backups/dump.py app/core/backups/errors.py app/core/backups/folder.py
-app/core/backups/manifest.py app/core/backups/places.py app/core/backups/progress.py
+app/core/backups/__init__.py app/core/backups/advice.py app/core/backups/before.py
+app/core/backups/bucket.py app/core/backups/cli.py app/core/backups/clients.py
+app/core/backups/content.py app/core/backups/dump.py app/core/backups/errors.py
+app/core/backups/folder.py app/core/backups/functions.py app/core/backups/manifest.py
+app/core/backups/places.py app/core/backups/progress.py
 app/core/backups/renaming.py app/core/backups/restore.py app/core/backups/retention.py
 app/core/backups/scratch.py app/core/backups/script.py app/core/backups/snapshot.py
 app/core/backups/source.py app/core/backups/store.py app/core/words.py

@@ -2,22 +2,27 @@
 
 from typing import Any
 
+import psycopg
 from psycopg import Cursor, errors, sql
 
 from app.core.backups.errors import BackupError
 from app.core.database import quote
+from app.core.database_errors import explained
 from app.core.sql import unquoted
 
-# Everything that has a place in the schema by itself. Extensions, with what they brought, belong to
-# the database: others may use them.
+# Everything that has a place in the schema by itself: not the multirange of a range, nor a default
+# or a constraint that only mentions the schema, 'svc'::regnamespace. Extensions, with what they
+# brought, belong to the database: others may use them.
 OBJECTS = """
 SELECT i.type, i.identity FROM pg_depend d
 CROSS JOIN LATERAL pg_identify_object(d.classid, d.objid, 0) i
 WHERE d.refclassid = 'pg_namespace'::regclass AND d.deptype = 'n'
   AND d.refobjid = (SELECT oid FROM pg_namespace WHERE nspname = %s)
-  AND d.classid <> 'pg_extension'::regclass
+  AND i.schema = (SELECT quote_ident(nspname) FROM pg_namespace WHERE oid = d.refobjid)
+  AND d.classid NOT IN ('pg_extension'::regclass, 'pg_constraint'::regclass)
   AND NOT EXISTS (
-    SELECT FROM pg_depend e WHERE (e.classid, e.objid) = (d.classid, d.objid) AND e.deptype = 'e'
+    SELECT FROM pg_depend e
+    WHERE (e.classid, e.objid, e.objsubid) = (d.classid, d.objid, 0) AND e.deptype IN ('e', 'i')
   )
 ORDER BY i.type <> 'table', i.identity
 """
@@ -28,6 +33,16 @@ WHERE n.nspname = %s AND c.relkind = 'r' AND NOT EXISTS (
   WHERE (e.classid, e.objid, e.deptype) = ('pg_class'::regclass, c.oid, 'e')
 )
 ORDER BY 1
+"""
+# Partitions by hash, at any depth, and the highest table above each that is so partitioned.
+HASHED = """
+SELECT DISTINCT ON (c.oid) c.relname, root.relname FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL pg_partition_ancestors(c.oid) WITH ORDINALITY a (oid, height)
+JOIN pg_partitioned_table p ON p.partrelid = a.oid AND p.partstrat = 'h'
+JOIN pg_class root ON root.oid = a.oid
+WHERE n.nspname = %s AND c.relkind = 'r' AND c.relispartition
+ORDER BY c.oid, a.height DESC
 """
 # Casts, event triggers and publications have no schema: they are elsewhere too.
 USERS_ELSEWHERE = """
@@ -80,6 +95,11 @@ def tables(cursor: Cursor[Any], schema: str) -> list[str]:
     return [name for (name,) in cursor.execute(TABLES, [schema]).fetchall()]
 
 
+def hashed(cursor: Cursor[Any], schema: str) -> dict[str, str]:
+    """Of each partition by hash, the table whose rows it shares with others."""
+    return dict(cursor.execute(HASHED, [schema]).fetchall())
+
+
 def users_elsewhere(cursor: Cursor[Any], schema: str, where: str | None = None) -> list[str]:
     """What in other schemas, or in that one, depends on this one: views, foreign keys, columns."""
     found = cursor.execute(USERS_ELSEWHERE, [schema]).fetchall()
@@ -112,6 +132,14 @@ def drop(cursor: Cursor[Any], schema: str) -> None:
                 f"Role {role} may not remove {kind} {name}, which it does not own. Nothing was "
                 f"changed. As a superuser: ALTER {what} {name} OWNER TO {quote(role)}; then run "
                 "this again."
+            ) from None
+        except psycopg.OperationalError:
+            raise
+        except psycopg.DatabaseError as error:
+            raise BackupError(
+                f"PostgreSQL does not remove {kind} {name}: {' '.join(explained(error).split())}. "
+                f"Nothing was changed. Remove it by hand, DROP {what} {name} CASCADE; then run "
+                "this again. Or restore beside it: --into another_schema"
             ) from None
 
 

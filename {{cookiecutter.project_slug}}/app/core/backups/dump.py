@@ -103,6 +103,9 @@ def _dump(
             "--no-publications",
             "--no-subscriptions",
             "--verbose",
+            # A row's partition by hash may be another one in the copy. pg_dump sees it for an enum,
+            # but not for what has one in it.
+            *(["--load-via-partition-root"] if seen.has_hashed else []),
         ],
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,7 @@
 """A backup into a schema: all of it, in one transaction, or nothing."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +14,9 @@ from sqlalchemy import Connection
 from app.config import Settings
 from app.core import extensions, history, privileges
 from app.core.backups import clients, content
+from app.core.backups.advice import advice_on
 from app.core.backups.errors import BackupError
+from app.core.backups.functions import Functions
 from app.core.backups.manifest import Manifest
 from app.core.backups.renaming import renamed
 from app.core.backups.script import Entry
@@ -24,6 +27,8 @@ from app.core.migrations import failures, lock
 
 # What a newer pg_restore sets, and an older server does not know.
 SINCE_17 = re.compile(rb"(?m)^SET transaction_timeout = 0;\n")
+
+AMONG_THE_ROWS = ("SETTINGS", "TABLE DATA", "SEQUENCE SET")
 
 # How long a statement of the service may keep us from its table.
 LOCK_SECONDS = 20
@@ -155,6 +160,7 @@ def fill(
                 entries = renamed(entries, manifest.schema_name, schema, notice)
             for entry in entries:
                 restorer.run(entry)
+            restorer.end()
         if schema != manifest.schema_name:
             _refuse_ties(cursor, manifest.schema_name, schema)
         tell("comparing rows")
@@ -162,12 +168,24 @@ def fill(
 
 
 def compare(cursor: Cursor[Any], schema: str, manifest: Manifest) -> None:
-    """Raise `BackupError` unless each table has the rows that it had when the backup was made."""
+    """Raise `BackupError` unless each table has the rows that it had when the backup was made.
+
+    Of partitions by hash only the sum is compared: the hash of an enum is another in each database.
+    """
+    roots = content.hashed(cursor, schema)
+
+    def summed(rows: dict[str, int]) -> Counter[str]:
+        sums = Counter[str]()
+        for name, number in rows.items():
+            sums[roots.get(name, name)] += number
+        return sums
+
     here = {name: content.rows(cursor, schema, name) for name in content.tables(cursor, schema)}
+    are, were = summed(here), summed(manifest.rows)
     wrong = [
-        f"{name} has {here.get(name, 'no')} rows instead of {manifest.rows.get(name, 'no')}"
-        for name in sorted({*here, *manifest.rows})
-        if here.get(name) != manifest.rows.get(name)
+        f"{name} has {are.get(name, 'no')} rows instead of {were.get(name, 'no')}"
+        for name in sorted({*are, *were})
+        if are.get(name) != were.get(name)
     ]
     if wrong:
         raise BackupError(f"What was restored differs from the manifest: {'; '.join(wrong)}.")
@@ -189,7 +207,19 @@ def analyze(connection: Connection, schema: str) -> None:
         connection.exec_driver_sql(RESET_SESSION)
         cursor = Cursor(driver(connection))
         for name in content.tables(cursor, schema):
-            cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, name)))
+            try:
+                with cursor.connection.transaction():
+                    cursor.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, name)))
+            except psycopg.OperationalError:
+                raise
+            except psycopg.DatabaseError as error:
+                # The rows are there. Since PostgreSQL 17 ANALYZE ignores the search_path.
+                path = extensions.search_path(quote(schema))
+                log.warning(
+                    f"table {name} could not be analyzed, and autovacuum cannot either: "
+                    f"{reason(error)}. If a function that its index calls names something without "
+                    f"its schema: ALTER FUNCTION … SET search_path = {path};"
+                )
 
 
 def refuse_an_older_server(server: int, manifest: Manifest) -> None:
@@ -214,12 +244,25 @@ class _Restorer:
         self.cursor, self.manifest, self.schema, self.tell = cursor, manifest, schema, tell
         self.is_old = cursor.connection.info.server_version < 170000
         self.rows = 0
+        self.functions = Functions(cursor, schema)
+        self.has_new_functions = False
+        self.is_at_the_rows = False
 
     def run(self, entry: Entry) -> None:
         # The schema is there already, perhaps made by somebody who may do more.
         if entry.kind == "SCHEMA" or entry.name.startswith("SCHEMA "):
             return
         try:
+            # Any of the others may call them.
+            if entry.kind == "FUNCTION":
+                self.has_new_functions = True
+            elif self.has_new_functions:
+                self.functions.look_in_the_schema()
+                self.has_new_functions = False
+            if entry.rows is not None:
+                self.is_at_the_rows = True
+            elif self.is_at_the_rows and entry.kind not in AMONG_THE_ROWS:
+                self._end_of_rows()
             if entry.rows is None:
                 self._say(f"{entry.kind.lower()} {entry.name}")
                 sql = SINCE_17.sub(b"", entry.sql) if self.is_old else entry.sql
@@ -229,26 +272,28 @@ class _Restorer:
         except (errors.ConnectionException, errors.AdminShutdown):
             raise
         except psycopg.DatabaseError as error:
+            advice = advice_on(error, entry, self.cursor, self.manifest.schema_name, self.schema)
             raise BackupError(
                 f"Restoring {entry.kind.lower()} {entry.name} failed: "
-                f"{' '.join(explained(error).split())}. Nothing was changed. {self._advice(error)}"
+                f"{' '.join(explained(error).split())}. Nothing was changed. {advice}".strip()
             ) from None
 
-    def _advice(self, error: psycopg.Error) -> str:
-        if isinstance(error, errors.InsufficientPrivilege):
-            grant = f"GRANT USAGE, CREATE ON SCHEMA {quote(self.schema)}"
-            role = quote(self.cursor.connection.info.user)
-            if "for schema" in str(error):
-                return f"As a superuser: {grant} TO {role}; then run this again."
-            return "Let DATABASE_URL_MIGRATIONS name a role that may do that, a superuser perhaps."
-        old = self.manifest.schema_name
-        if self.schema != old:
-            return f"Restore it under its own name, SCHEMA={old}, in another database."
-        return ""
+    def end(self) -> None:
+        """After the last entry."""
+        if self.is_at_the_rows:
+            self._end_of_rows()
+        self.functions.as_they_were()
+
+    def _end_of_rows(self) -> None:
+        """Before there are indexes and triggers."""
+        self.is_at_the_rows = False
+        self._say("generated columns")
+        self.functions.compute_again()
 
     def _copy(self, entry: Entry) -> None:
         assert entry.rows is not None
-        with self.cursor.copy(entry.sql) as copy:
+        # A transaction of its own, so that the catalog can be asked about what it refuses.
+        with self.cursor.connection.transaction(), self.cursor.copy(entry.sql) as copy:
             for rows in entry.rows:
                 copy.write(b"".join(rows))
                 self.rows += len(rows)
@@ -319,10 +364,10 @@ def _make_extension(cursor: Cursor[Any], name: str, schema: str, needed: bool) -
                 "restore into a server that has it. Nothing was changed."
             ) from None
         if needed:
-            raise BackupError(
-                f"{words[0].upper()}{words[1:]}. As a superuser: CREATE SCHEMA IF NOT EXISTS "
-                f"{schema}; CREATE EXTENSION {name} SCHEMA {schema};"
-            ) from None
+            make = f"CREATE EXTENSION {name} SCHEMA {schema};"
+            if schema != "pg_catalog":
+                make = f"CREATE SCHEMA IF NOT EXISTS {schema}; {make}"
+            raise BackupError(f"{words[0].upper()}{words[1:]}. As a superuser: {make}") from None
         log.warning(words)
 
 

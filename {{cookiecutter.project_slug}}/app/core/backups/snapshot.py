@@ -46,7 +46,7 @@ WITH home AS (SELECT oid FROM pg_namespace WHERE nspname = %(schema)s), ours AS 
 )
 SELECT e.extname, n.nspname, e.oid IN (SELECT oid FROM used)
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
-WHERE n.nspname <> 'pg_catalog'
+WHERE e.extname <> 'plpgsql'
   AND (n.nspname = 'extensions' OR e.oid IN (SELECT oid FROM used)) ORDER BY 1
 """
 
@@ -59,6 +59,7 @@ class Snapshot:
     schema: str
     id: str
     tables: list[str]
+    has_hashed: bool
     revisions: list[str]
     extensions: dict[str, Extension]
     large_objects: int
@@ -154,7 +155,8 @@ def _look(
     found = cursor.execute(EXTENSIONS, {"schema": schema}).fetchall()
     used = {each: Extension(schema=home, needed=needed) for each, home, needed in found}
     (objects,) = cursor.execute("SELECT count(*) FROM pg_largeobject_metadata").fetchone() or (0,)
-    return Snapshot(connection, schema, name, tables, revisions, used, objects)
+    has_hashed = bool(content.hashed(cursor, schema))
+    return Snapshot(connection, schema, name, tables, has_hashed, revisions, used, objects)
 
 
 def _without_privilege(error: psycopg.Error, schema: str) -> str:
