@@ -5,7 +5,6 @@ or `multiply 1000`, it writes one line of JSON. It imports nothing of this proje
 as that release has them; the rest of `app` is not run, so that what it needs besides may be gone.
 """
 
-import enum
 import json
 import os
 import re
@@ -119,6 +118,9 @@ class Probe:
         self.types: dict[str, list[str]] = {}
         # How many rows there are in those that have become views.
         self.views: dict[str, int] = {}
+        for table in tables:
+            if table.name not in unique:
+                unique[table.name] = self._find_unique(table)
 
     def run(self) -> dict[str, Any]:
         """All of it, parents before their children."""
@@ -291,10 +293,13 @@ class Probe:
         Where several columns are unique together, only `which` of them differ.
         """
         copy = {each.name: row[each.name] for each in _written(table)}
-        for names in self.unique.get(table.name) or self._find_unique(table):
-            own = [each for each in names if each in copy and not table.columns[each].foreign_keys]
-            for name in [] if _number_of(table) in names else own[which]:
-                copy[name] = _another(row[name], random)
+        for names in self.unique.get(table.name, []):
+            columns = [each for each in table.columns if each.name in names]
+            if any(_is_numbered(each) for each in columns):
+                continue  # that makes it another
+            own = [each for each in columns if each.name in copy and not each.foreign_keys]
+            others = [(each.name, _another(row[each.name], each, random)) for each in own]
+            copy |= dict([(name, it) for name, it in others if it != row[name]][which])
         return copy
 
     def _needed(self, table: Table) -> list[Column[Any]]:
@@ -302,9 +307,8 @@ class Probe:
         return [
             each
             for each in table.columns
-            if each is not table.autoincrement_column
-            and not (each.nullable or each.default or each.server_default)
-            and not (each.computed or each.identity)
+            if not (each.nullable or each.default or each.server_default)
+            and not (each.computed or _is_numbered(each))
         ]
 
     def _find_unique(self, table: Table) -> list[list[str]]:
@@ -348,8 +352,7 @@ class Probe:
                 length = min(kind.length or LONG, LONG)
                 yield column, f"{column.name} = {length} characters", "x" * length
             elif isinstance(kind, Integer):
-                largest = next(each for name, each in LARGEST.items() if isinstance(kind, name))
-                yield column, f"{column.name} = {largest}", largest
+                yield column, f"{column.name} = {_largest(column)}", _largest(column)
             elif isinstance(kind, Numeric) and kind.precision and not isinstance(kind, Float):
                 digits, scale = kind.precision, kind.scale or 0
                 value = (Decimal(10) ** digits - 1).scaleb(-scale)
@@ -360,17 +363,13 @@ def _is(table: Table, row: dict[str, Any]) -> Any:
     return and_(*(each == row[each.name] for each in table.primary_key or table.columns))
 
 
-def _number_of(table: Table) -> str | None:
-    return None if table.autoincrement_column is None else table.autoincrement_column.name
+def _is_numbered(column: Column[Any]) -> bool:
+    return bool(column.identity) or column is column.table.autoincrement_column
 
 
 def _written(table: Table) -> list[Column[Any]]:
     """The columns that code writes to: the database numbers rows, and computes."""
-    return [
-        each
-        for each in table.columns
-        if each is not table.autoincrement_column and not each.computed and not each.identity
-    ]
+    return [each for each in table.columns if not (each.computed or _is_numbered(each))]
 
 
 def _kinds(value: Any, type_: Any) -> Iterator[str]:
@@ -392,16 +391,24 @@ def _is_near(found: Any, value: Any) -> bool:
     return isinstance(found, float) and found == float(value)
 
 
-def _another(value: Any, random: Random) -> Any:
+def _largest(column: Column[Any]) -> int:
+    found = (each for name, each in LARGEST.items() if isinstance(column.type, name))
+    return next(found, max(LARGEST.values()))
+
+
+def _another(value: Any, column: Column[Any], random: Random) -> Any:
     """A value of the same kind that no other row has."""
-    if isinstance(value, bool | enum.Enum) or value is None:
+    if isinstance(value, bool) or value is None:
         return value
+    if isinstance(column.type, Enum):
+        members = column.type.enum_class or column.type.enums
+        return random.choice([each for each in members if each != value] or [value])
     if isinstance(value, str):
         size = max(len(value), 1)
         digits = "0123456789" if value.isdigit() else "0123456789abcdef"
         return "".join(random.choice(digits) for _ in range(size))
     if isinstance(value, int):
-        return value + random.randrange(2**30)
+        return (value + random.randrange(2**30)) % _largest(column)
     if isinstance(value, Decimal | float):
         return value + random.randrange(1000)
     if isinstance(value, uuid.UUID):
