@@ -127,8 +127,7 @@ def broken(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str,
         failures: dict[str, list[str]] = {}
         for what, error in done.items():
             now = after["results"].get(table, {}).get(what, "")
-            # What was told already must not hide what comes on top.
-            if now and now != error and (not error or _kind(error) in PERHAPS):
+            if now and (not error or _is_worse(what, error, now)):
                 failures.setdefault(now, []).append(what)
         for error, actions in failures.items():
             certain = [each for each in actions if _is_certain(each, _kind(error))]
@@ -147,6 +146,12 @@ def _kind(error: str) -> str:
 def _is_certain(action: str, error: str) -> bool:
     is_a_value = " = " in action
     return error not in (PERHAPS if is_a_value else OWN_DOING)
+
+
+def _is_worse(action: str, error: str, now: str) -> bool:
+    """Whether this is more than a question that was asked already."""
+    is_new = _is_certain(action, _kind(now)) or (_kind(now) in OWN_DOING and now != error)
+    return is_new and not _is_certain(action, _kind(error))
 
 
 def _last_line(words: str) -> str:
