@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,6 +19,9 @@ SLEEP = "op.execute('SELECT pg_sleep(1.5)')"
 PRINTS = "__import__('os').system('echo no JSON')"
 KILLS_THE_WATCH = """op.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                " WHERE datname = current_database() AND application_name = 'rehearsal watch'")"""
+CUTS = """op.execute("CREATE FUNCTION cut() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+               " NEW.title = left(NEW.title, 100); RETURN NEW; END$$")"""
+TRIGGER, CUT = "CREATE TRIGGER cut BEFORE", "FOR EACH ROW EXECUTE FUNCTION cut()"
 REVISION = '''"""{name}"""
 
 import sqlalchemy as sa
@@ -52,6 +56,7 @@ HAZARDS = [
         " op.execute('ALTER TABLE books ENABLE ROW LEVEL SECURITY')",
         "pass",
     ),
+    ("unique", "op.create_unique_constraint('t', 'books', ['title'])", "pass"),
     (
         "required",
         "op.add_column('books', sa.Column('language', sa.Text(), server_default='en'));"
@@ -59,6 +64,8 @@ HAZARDS = [
         "pass",
     ),
     ("narrow", "op.alter_column('authors', 'name', type_=sa.String(100))", "pass"),
+    ("padded", "op.alter_column('authors', 'name', type_=sa.CHAR(200))", "pass"),
+    ("zone", "op.alter_column('authors', 'created_at', type_=sa.DateTime())", "pass"),
     ("integer", "op.alter_column('books', 'published', type_=sa.Integer())", "pass"),
     (
         "check",
@@ -73,9 +80,17 @@ HAZARDS = [
         "pass",
     ),
     ("value_goes", "op.drop_constraint('g', 'books')", "pass"),
+    (
+        "hidden",
+        "op.rename_table('books', 'tomes'); op.execute("
+        "'CREATE VIEW books AS SELECT * FROM tomes WHERE id <> (SELECT max(id) FROM tomes)')",
+        "pass",
+    ),
+    ("hidden_goes", "op.execute('DROP VIEW books'); op.rename_table('tomes', 'books')", "pass"),
     ("lost", "op.execute('DELETE FROM books WHERE id = (SELECT min(id) FROM books)')", "pass"),
     ("type", "op.alter_column('authors', 'born', type_=sa.Text())", "pass"),
     ("rename", "op.alter_column('authors', 'born', new_column_name='year')", "pass"),
+    ("cut", f"{CUTS}; op.execute('{TRIGGER} UPDATE ON books {CUT}')", "pass"),
     ("column", "op.drop_column('books', 'title')", "pass"),
     ("table", "op.drop_table('books')", "pass"),
     ("duplicates", "op.execute('CREATE UNIQUE INDEX u ON authors (seeded)')", "pass"),
@@ -88,9 +103,13 @@ EXPECTED = {
     "sequence": ("breaks", "books", "insert.*the next number of books.id is taken"),
     "required": ("breaks", "books", 'insert.*null value in column "language"'),
     "narrow": ("breaks", "authors", "name = 200 characters: .*too long"),
+    "padded": ("breaks", "authors", "read authors.name: str with blanks at its end"),
+    "zone": ("breaks", "authors", "read authors.created_at: datetime without a time zone"),
     "integer": ("breaks", "books", "published = 9223372036854775807: .*out of range"),
     "check": ("breaks", "books", 'change rows.*"new"'),
     "value": ("breaks", "books", 'genre is nonfiction.*"g"'),
+    "hidden": ("breaks", "books", "sees 3 of the 4 rows of books, which is a view"),
+    "cut": ("breaks", "books", "title = 300 characters: .*reads back as 100 characters"),
     "lost": ("rows", "books", "books loses rows: 4 → 3"),
     "type": ("breaks", "authors", "read authors.born: str, and no longer int"),
     "rename": ("breaks", "authors", "read.*authors.born does not exist"),
@@ -141,7 +160,7 @@ def test_a_hazard_of_each_kind_is_caught(released: Project):
     write(released, *HAZARDS)
     code, report, said = rehearse(released)
     assert code == report["exit_code"] == 1, said
-    assert report["title"].startswith("19 revisions (since v1), from 0001, on the seeds of v1")
+    assert report["title"].startswith("25 revisions (since v1), from 0001, on the seeds of v1")
     names = [each["revision"].partition("_")[2] for each in report["revisions"]]
     assert names == [each[0] for each in HAZARDS[:-1]]
     found = to_fix(report)
@@ -154,6 +173,9 @@ def test_a_hazard_of_each_kind_is_caught(released: Project):
     assert not harmless & guilty, found
     known = [each for each in report["findings"] if each["kind"] == "security"]
     assert [(each["revision"], each["table"]) for each in known] == [("9904_secured", "books")]
+    (asked,) = [each for each in report["findings"] if each["revision"].endswith("_unique")]
+    assert not asked["is_to_fix"]
+    assert "insert, insert with defaults: UniqueViolation" in asked["words"]
     lock, rows, *_, last = report["revisions"]
     assert lock["longest_wait"]["table"] == "books"
     assert lock["longest_wait"]["seconds"] > LIMIT_MS / 1000
@@ -259,6 +281,9 @@ def test_what_is_written_safely_passes(released: Project):
     assert checks["previous release"] == "v1 reads and writes all of its 2 tables"
     assert checks["this code"] == "reads and writes all of its 3 tables"
     assert checks["down and up again"] == "3 of 3 revisions"
+    asked = [each["words"] for each in report["findings"] if "UniqueViolation" in each["words"]]
+    assert len(asked) == 1, report["findings"]
+    assert "uq_books_title" in asked[0]
 
     flask("db", "upgrade")
     commit(released.path, "the second release")
@@ -279,6 +304,11 @@ def test_what_is_written_safely_passes(released: Project):
         "does the code of v2 ever do this to books? It now fails: language = NULL: CheckViolation: "
         'new row for relation "books" violates check constraint "ck_books_language_not_null"'
     ]
+
+
+IDENTITY = """op.execute("DROP SEQUENCE books_id_seq CASCADE")
+    op.execute("ALTER TABLE books ALTER id ADD GENERATED ALWAYS AS IDENTITY")
+    op.execute("SELECT setval(pg_get_serial_sequence('books', 'id'), max(id)) FROM books")"""
 
 
 def test_a_real_backup(released: Project):
@@ -304,16 +334,23 @@ def test_a_real_backup(released: Project):
 
     write(
         released,
+        ("numbered", IDENTITY, "pass"),
+        (
+            "view",
+            "op.rename_table('authors', 'writers'); "
+            "op.execute('CREATE VIEW authors AS SELECT * FROM writers')",
+            "pass",
+        ),
         ("fill", "backfill('books', 'published = 2000', where='published IS NULL')", "pass"),
         ("unique", "op.create_unique_constraint('one', 'books', ['title'])", "pass"),
     )
     code, report, said = rehearse(released, str(file), SCHEMA="elsewhere")
     assert code == 1, said
     assert report["title"].startswith(
-        f"2 revisions (since the backup), from 0001, on {file.name} (20,200 rows"
+        f"4 revisions (since the backup), from 0001, on {file.name} (20,200 rows"
     )
-    assert [each["rows"] for each in report["revisions"]] == [20_000, 0]
-    (finding,) = to_fix(report)
+    assert [each["rows"] for each in report["revisions"]] == [0, 0, 20_000, 0]
+    (finding,) = report["findings"]
     assert finding["kind"] == "fails"
     assert "is duplicated" in finding["words"]
     assert released.sql("SELECT count(*), max(updated_at) FROM books") == before
@@ -398,6 +435,16 @@ def test_nothing_is_left_behind(released: Project):
             assert told in said
         assert databases(server) == []
         server.sql("DROP ROLE small", "DROP DATABASE entry")
+
+        # Bytecode of another text of the same second and size; and a text that changes half-way.
+        stamp, changes = file.stat(), "open(__file__, 'a').write('#')"
+        assert released.run(released.python, "-m", "py_compile", str(file)).returncode == 0
+        file.write_text(text.replace("op.execute('SELECT pg_sleep(0)')", f"{changes:32}"))
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        assert file.stat().st_size == stamp.st_size
+        code, report, said = rehearse(released, "--readers", "0", "--writers", "0")
+        assert code == 1, said
+        assert "9900_fails.py was changed while it was rehearsed" in to_fix(report)[-1]["words"]
 
 
 def test_without_git_the_previous_release_is_left_out_in_words(released: Project):

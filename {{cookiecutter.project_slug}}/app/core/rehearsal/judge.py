@@ -116,9 +116,20 @@ def take_unfit(report: Report, release: str, probed: dict[str, Any]) -> None:
 
 
 def take_broken(
-    report: Report, release: str, before: dict[str, Any], now: dict[str, Any], revision: str
+    report: Report,
+    release: str,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    revision: str,
+    start: State | None,
 ) -> None:
-    """What the models of the release before can no longer do."""
+    """What the models of the release before can no longer do; `start` is when they could."""
+    for table, seen in now["views"].items():
+        was = before["views"].get(table, start.rows_of(table) if start else None)
+        if was and seen < was:
+            words = f"the code of {release} sees {seen:,} of the {counted(was, 'row')} of {table}, "
+            words += "which is a view now"
+            report.add("breaks", words, revision, table).is_a_break_of_previous = True
     for table, words, is_certain in broken(before, now):
         if is_certain:
             words = f"the code of {release} no longer works with {table}: {words}"

@@ -127,11 +127,10 @@ def broken(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str,
         failures: dict[str, list[str]] = {}
         for what, error in done.items():
             now = after["results"].get(table, {}).get(what, "")
-            if now and not error:
+            if now and (not error or _is_worse(what, error, now)):
                 failures.setdefault(now, []).append(what)
         for error, actions in failures.items():
-            kind = error.split(":")[0]
-            certain = [each for each in actions if _is_certain(each, kind)]
+            certain = [each for each in actions if _is_certain(each, _kind(error))]
             yield table, f"{', '.join(certain or actions)}: {error}", bool(certain)
     for column, kinds in after["types"].items():
         was = before["types"].get(column, [])
@@ -140,9 +139,19 @@ def broken(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str,
             yield column.split(".")[0], f"read {column}: {new}, and no longer {was[0]}", True
 
 
+def _kind(error: str) -> str:
+    return error.split(":")[0]
+
+
 def _is_certain(action: str, error: str) -> bool:
     is_a_value = " = " in action
     return error not in (PERHAPS if is_a_value else OWN_DOING)
+
+
+def _is_worse(action: str, error: str, now: str) -> bool:
+    """Whether this is more than a question that was asked already."""
+    is_new = _is_certain(action, _kind(now)) or (_kind(now) in OWN_DOING and now != error)
+    return is_new and not _is_certain(action, _kind(error))
 
 
 def _last_line(words: str) -> str:

@@ -1,5 +1,7 @@
 """The revisions to rehearse, and running one of them as production would."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,26 @@ class Plan:
         followed = {parent for each in self.before for parent in each._all_down_revisions}
         tips = [each.revision for each in self.before if each.revision not in followed]
         return ", ".join(tips) or "an empty schema"
+
+
+def texts() -> dict[str, bytes]:
+    """What stands in each file of `migrations/versions`."""
+    return {file.name: file.read_bytes() for file in (history.FOLDER / "versions").glob("*.py")}
+
+
+@contextmanager
+def without_bytecode() -> Iterator[None]:
+    """Run the revisions as they stand in their files.
+
+    Python takes bytecode for that of a file if second and size agree: so it may be that of another
+    text, which a program wrote there a moment before, while another rehearsal read it.
+    """
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = os.devnull, True
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 def plan(start: str | None, backup: set[str] | None) -> Plan:

@@ -19,7 +19,15 @@ from app.core.rehearsal.fill import service_on, with_backup, with_seeds
 from app.core.rehearsal.load import Load, check_room
 from app.core.rehearsal.previous import Code, DoesNotRunError, code_of
 from app.core.rehearsal.report import Report, Step
-from app.core.rehearsal.revisions import Plan, Run, downgrade, plan, upgrade
+from app.core.rehearsal.revisions import (
+    Plan,
+    Run,
+    downgrade,
+    plan,
+    texts,
+    upgrade,
+    without_bytecode,
+)
 from app.core.rehearsal.scratch import libpq, scratch_database
 from app.core.rehearsal.watch import Watch
 from app.core.waiting import telling
@@ -45,16 +53,23 @@ def rehearse(settings: Settings, options: Options) -> Report:
     """Do all of it; raises `CannotRehearse`, and `BackupError` for a file that is none."""
     backup = places.existing(settings, options.file) if options.file else None
     manifest = backup[1].manifest if backup else None
-    chosen = plan(options.start, {*manifest.revisions} if manifest else None)
-    if not chosen.pending:
-        return Report(title=f"nothing to rehearse: no revision is pending {chosen.why}")
     with ExitStack() as stack:
+        stack.enter_context(without_bytecode())
+        files = texts()
+        chosen = plan(options.start, {*manifest.revisions} if manifest else None)
+        if not chosen.pending:
+            return Report(title=f"nothing to rehearse: no revision is pending {chosen.why}")
         _say("making a scratch database")
         url = stack.enter_context(scratch_database(settings))
         own = stack.enter_context(service_on(url, settings))
         limit = own.migration_lock_timeout_ms / 1000
         report = Report(limit_seconds=limit)
-        return Rehearsal(own, options, chosen, backup, url, report, stack).run()
+        Rehearsal(own, options, chosen, backup, url, report, stack).run()
+        now = texts()
+        for name in sorted(each for each in {**files, **now} if files.get(each) != now.get(each)):
+            words = f"{name} was changed while it was rehearsed, so nothing here is sure: "
+            report.add("fails", f"{words}rehearse again")
+        return report
 
 
 @dataclass
@@ -77,7 +92,7 @@ class Rehearsal:
     # And what before anything was migrated.
     first: dict[str, Any] = field(default_factory=dict)
 
-    def run(self) -> Report:
+    def run(self) -> None:
         """Fill, migrate under load, down and up again, count, and let both releases work."""
         self._unpack_previous()
         self.connection = self.stack.enter_context(self._connect())
@@ -100,7 +115,6 @@ class Rehearsal:
                 self._ask_this_code()
         dropped = {*start.names.values()} - {*end.names.values()}
         judge.acknowledge(self.report, self.plan.pending, dropped)
-        return self.report
 
     def _unpack_previous(self) -> None:
         place = self.options.previous or releases.release_before(self.plan.pending)
@@ -173,7 +187,7 @@ class Rehearsal:
                     break
                 self.done.append(script)
                 self.before[script.revision] = before
-                self._ask_previous(step.revision)
+                self._ask_previous(step.revision, before)
                 load.lap()
                 judge.take_failures(self.report, load, step)
                 before = after
@@ -230,11 +244,12 @@ class Rehearsal:
         self._check("down and up again", f"{len(down)} of {len(self.done)} revisions{words}")
         return fault
 
-    def _ask_previous(self, revision: str = "") -> None:
+    def _ask_previous(self, revision: str = "", start: tables.State | None = None) -> None:
         if self.previous:
             with telling(f"letting the models of {self.previous.name} read and write"):
                 now = self.previous.probe()
-            judge.take_broken(self.report, self.previous.name, self.probed, now, revision)
+            release = self.previous.name
+            judge.take_broken(self.report, release, self.probed, now, revision, start)
             self.probed = now
 
     def _ask_this_code(self) -> None:

@@ -18,7 +18,8 @@ from app.config import Settings
 from app.core import embedded
 from app.core.database import DatabaseUnavailable, connect_directly
 
-COMMENT = "scratch of flask db rehearse"
+# With the database whose locks say whether it is in use: no other one knows them.
+COMMENT = "scratch of flask db rehearse, from {}"
 PREFIX = "rehearsal_"
 # So far apart that no two servers started in the same moment.
 SERVER = "SELECT current_database(), pg_postmaster_start_time()::text, inet_server_port()"
@@ -59,7 +60,7 @@ def scratch_database(settings: Settings) -> Iterator[URL]:
             ) from None
         try:
             comment = sql.SQL("COMMENT ON DATABASE {} IS {}")
-            connection.execute(comment.format(sql.Identifier(name), COMMENT))
+            connection.execute(comment.format(sql.Identifier(name), _comment(connection)))
             yield entry.set(database=name)
         finally:
             _drop(connection, name)
@@ -112,12 +113,16 @@ def _drop_leftovers(connection: psycopg.Connection) -> None:
         "SELECT datname FROM pg_database WHERE starts_with(datname, %s)"
         " AND pg_has_role(datdba, 'MEMBER')"
         " AND coalesce(shobj_description(oid, 'pg_database'), %s) = %s",
-        [PREFIX, COMMENT, COMMENT],
+        [PREFIX, _comment(connection), _comment(connection)],
     )
     for (name,) in found.fetchall():
         if _lock(connection, name):
             click.echo(f"removing {name}, which a rehearsal that was killed left", err=True)
             _drop(connection, name)
+
+
+def _comment(connection: psycopg.Connection) -> str:
+    return COMMENT.format(connection.info.dbname)
 
 
 def _lock(connection: psycopg.Connection, name: str) -> bool:

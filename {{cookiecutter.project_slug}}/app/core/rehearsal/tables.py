@@ -16,7 +16,7 @@ TABLES = """
     ORDER BY c.relname
 """
 COLUMNS = """
-    SELECT a.attname, a.attgenerated::text, a.attidentity::text,
+    SELECT a.attname, a.attgenerated::text,
         coalesce(a.attnum = ANY (i.indkey::int2[]), false)
     FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
     WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
@@ -45,7 +45,6 @@ class Table:
     key: list[str]
     columns: list[str]
     written: list[str]
-    is_always_numbered: bool
     is_modelled: bool
 
     def sample(self, connection: psycopg.Connection) -> list[tuple[str, ...]]:
@@ -81,14 +80,16 @@ class Table:
         )
 
     def insert(self, key: tuple[str, ...] | None) -> sql.Composed:
-        """Write a row that is there already: NOT NULL and CHECK come before the conflict."""
+        """Write a row that is there already: NOT NULL and CHECK come before the conflict.
+
+        Its number too, also if a migration lets only the database number the rows.
+        """
         return sql.SQL(
-            "BEGIN; INSERT INTO {table} ({columns}) {overriding}"
+            "BEGIN; INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE"
             " SELECT {columns} FROM {table} {where} ON CONFLICT DO NOTHING; ROLLBACK"
         ).format(
             table=self._name,
             columns=_names(self.written),
-            overriding=sql.SQL("OVERRIDING SYSTEM VALUE" if self.is_always_numbered else ""),
             where=self._where(key),
         )
 
@@ -111,12 +112,11 @@ def read(
     found = []
     for oid, name, kind, estimate in connection.execute(TABLES, [schema]).fetchall():
         columns = connection.execute(COLUMNS, [oid]).fetchall()
-        key = [column for column, _, _, is_key in columns if is_key]
+        key = [column for column, _, is_key in columns if is_key]
         there = {column for column, *_ in columns}
         used = [each for each in modelled.get(name, there) if each in there]
         used = [column for column, *_ in columns if column in used]
         generated = {column for column, letter, *_ in columns if letter}
-        numbered = {column for column, _, letter, _ in columns if letter == "a"}
         written = [each for each in used if each not in generated]
         found.append(
             Table(
@@ -127,7 +127,6 @@ def read(
                 key=key,
                 columns=used,
                 written=written,
-                is_always_numbered=bool(numbered & {*written}),
                 is_modelled=name in modelled,
             )
         )
