@@ -33,6 +33,11 @@ FINAL = {
         f"special characters percent-encoded (@ is %40, / is %2F), or into PGPASSWORD or "
         f"{PASSWORD_FILE}."
     ),
+    r"(Peer|Ident) authentication failed": (
+        "pg_hba.conf of the server asks for the user of the operating system, not for a password. "
+        "Write the server's name into {setting} instead of its socket, or change that line: "
+        "METHOD scram-sha-256, then SELECT pg_reload_conf();"
+    ),
     r"no password supplied|empty password": (
         "The server asks for a password of role {role}. Write it into {setting}, into PGPASSWORD "
         f"or into {PASSWORD_FILE}."
@@ -96,7 +101,8 @@ FINAL = {
         "Take gssencmode=require out of {setting}, or PGGSSENCMODE: Kerberos encryption needs a "
         "ticket here and a server that is set up for it. sslmode=require encrypts as well."
     ),
-    r"client certificate|certificate file|private key|alert (unknown ca|certificate|bad cert)": (
+    r"client certificate|certificate authentication failed|certificate file|private key"
+    r"|alert (unknown ca|certificate|bad cert)": (
         "Let sslcert and sslkey in {setting} name the certificate of this client and its key, "
         "which only the user of the service may read (chmod 600), or leave both out."
     ),
