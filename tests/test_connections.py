@@ -247,6 +247,10 @@ HOPELESS = {
         "Correct this in DATABASE_URL",
     ),
     "address": ("postgres@{host}/tls?hostaddr=300.1.1.1", "Correct this in DATABASE_URL"),
+    "addresses of hosts": (
+        "postgres@/tls?host=localhost,127.0.0.1&port={port},{port}&hostaddr=127.0.0.1",
+        "Correct this in DATABASE_URL",
+    ),
     "timeout": ("postgres@{host}/tls?connect_timeout=abc", "Correct this in DATABASE_URL"),
     "no name of a host": ("postgres@a..b/tls", "Correct this in DATABASE_URL"),
     "range": ("postgres@{host}/tls?options=-cwork_mem%3D1", "Correct the options"),

@@ -182,10 +182,11 @@ def explain(
     """What a failed login means, of the URL in `setting`.
 
     Of several `addresses`, each must be hopeless: one that is not even known yet may let us in.
+    Lists that do not fit each other lead to none of them.
     """
     words = str(error.orig)
     hosts = _words_by_host(words)
-    enough = addresses is None or len(hosts) >= addresses
+    enough = addresses is None or len(hosts) >= addresses or "could not match" in words
     is_final = enough and all(any(map(_advice_if_final, failures)) for failures in hosts.values())
     is_doubtful = enough and all(any(map(_is_hopeless, failures)) for failures in hosts.values())
     advice = _advice_if_final(words)
