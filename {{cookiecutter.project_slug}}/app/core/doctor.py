@@ -47,9 +47,9 @@ class Line:
     heading: str = ""
 
     def __str__(self) -> str:
-        hint = f"\n{'':32}! see {PAGE}, {self.heading}" if self.heading else ""
+        hint = f"\n{'':30}! see {PAGE}, {self.heading}" if self.heading else ""
         # However long a name is, there is a space behind it.
-        return f"{self.what:31} {self.found}{hint}"
+        return f"{self.what:29} {self.found}{hint}"
 
 
 def examine(settings: Settings, replicas: int = 1) -> Iterator[Line]:
