@@ -19,6 +19,7 @@ PGBOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
 AS_POSTGRES = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 
 HBA = """
+local peered all peer
 local all all trust
 hostssl all holder all cert
 hostssl all postgres all trust

@@ -2,10 +2,13 @@
 
 import json
 import re
+import socketserver
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import pytest
@@ -182,14 +185,103 @@ HOPELESS = {
         "holder@{host}/tls?sslmode=require",
         "Let sslcert and sslkey in DATABASE_URL name",
     ),
+    "certificate of somebody else": (
+        "holder@{host}/tls?sslmode=require&sslcert={folder}/server.crt&sslkey={folder}/client.key",
+        "Let sslcert and sslkey in DATABASE_URL name",
+    ),
+    "peer": ("app@/peered?host={folder}&port={port}", "asks for the user of the operating system"),
     "unknown setting": ("postgres@{host}/tls?options=-cnope%3D1", "Correct the options"),
     "wrong setting": ("postgres@{host}/tls?options=-cwork_mem%3Dx", "Correct the options"),
     "ssl=true": ("postgres@{host}/tls?ssl=true", "write sslmode=require instead"),
     "unknown option": ("postgres@{host}/tls?pgbouncer=true", "take it out of DATABASE_URL"),
     "sslmode": ("postgres@{host}/tls?sslmode=required", "Correct this in DATABASE_URL"),
     "service": ("?service=nope", "Correct this in DATABASE_URL"),
+    "TLS version": (
+        "postgres@{host}/tls?sslmode=require&ssl_min_protocol_version=TLSv1.9",
+        "Correct this in DATABASE_URL",
+    ),
+    "TLS versions": (
+        "postgres@{host}/tls?sslmode=require&ssl_max_protocol_version=TLSv1.1",
+        "Correct this in DATABASE_URL",
+    ),
+    "no TLS version": (
+        "postgres@{host}/tls?ssl_min_protocol_version=TLSv1&ssl_max_protocol_version=TLSv1.1"
+        "&sslmode=require",
+        "none of the TLS versions",
+    ),
+    "protocol version": (
+        "postgres@{host}/tls?min_protocol_version=3.2",
+        "Take min_protocol_version and max_protocol_version out of DATABASE_URL",
+    ),
+    "protocol version of a pooler": (
+        "postgres@127.0.0.1:{plain}/tls?max_protocol_version=latest",
+        "Take min_protocol_version and max_protocol_version out of DATABASE_URL",
+    ),
+    "no TLS at once": (
+        "postgres@127.0.0.1:{plain}/tls?sslmode=require&sslnegotiation=direct",
+        "sslnegotiation=direct, which needs PostgreSQL 17",
+    ),
+    "GSSAPI": ("postgres@{host}/tls?gssencmode=require", "Take gssencmode=require out"),
+    "GSSAPI on a socket": (
+        "postgres@/tls?host={folder}&port={port}&gssencmode=require",
+        "Take gssencmode=require out",
+    ),
+    "not PostgreSQL": ("postgres@127.0.0.1:{web}/tls", "This is not PostgreSQL: check host and"),
+    "not PostgreSQL, without TLS": (
+        "postgres@127.0.0.1:{web}/tls?sslmode=disable",
+        "This is not PostgreSQL: check host and port",
+    ),
+    "no client certificate asked for": (
+        "postgres@{host}/tls?sslmode=require&sslcertmode=require",
+        "Correct this in DATABASE_URL",
+    ),
+    "key of SCRAM": ("app@{host}/tls?scram_client_key=x", "Correct this in DATABASE_URL"),
+    "other method": ("app:p@{host}/tls?require_auth=md5", "Correct this in DATABASE_URL"),
+    "methods": ("app:p@{host}/tls?require_auth=md5,!none", "Correct this in DATABASE_URL"),
+    "no channel": (
+        "postgres@{host}/tls?channel_binding=require",
+        "Correct this in DATABASE_URL",
+    ),
+    "user of the server": (
+        "postgres@/tls?host={folder}&port={port}&requirepeer=nobody1",
+        "Correct this in DATABASE_URL",
+    ),
+    "address": ("postgres@{host}/tls?hostaddr=300.1.1.1", "Correct this in DATABASE_URL"),
+    "addresses of hosts": (
+        "postgres@/tls?host=localhost,127.0.0.1&port={port},{port}&hostaddr=127.0.0.1",
+        "Correct this in DATABASE_URL",
+    ),
+    "timeout": ("postgres@{host}/tls?connect_timeout=abc", "Correct this in DATABASE_URL"),
+    "no name of a host": ("postgres@a..b/tls", "Correct this in DATABASE_URL"),
+    "range": ("postgres@{host}/tls?options=-cwork_mem%3D1", "Correct the options"),
+    "Boolean": ("postgres@{host}/tls?options=-cgeqo%3Dx", "Correct the options"),
+    "role among options": (
+        "app:p%40ss%2Fw%3Ard@{host}/tls?options=-crole%3Dpostgres",
+        "Correct the options",
+    ),
+    "half dropped": (
+        "postgres@/broken?host={folder}&port={port}",
+        "DROP DATABASE broken; CREATE DATABASE broken OWNER postgres;",
+    ),
     "every host": ("app:hunter2@127.0.0.1:{port},[::1]:{port}/tls", "password of role app"),
 }
+
+
+@contextmanager
+def web_server() -> Iterator[int]:
+    """The port of something that is not PostgreSQL."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1000)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as web:
+        Thread(target=web.serve_forever).start()
+        try:
+            yield web.server_address[1]
+        finally:
+            web.shutdown()
 
 
 def test_what_can_never_succeed(server: Postgres, attempt: Attempt):
@@ -200,8 +292,13 @@ def test_what_can_never_succeed(server: Postgres, attempt: Attempt):
         "folder": server.folder,
         "verified": f"postgres@localhost:{server.port}/tls?sslmode=verify-full&sslrootcert=",
     }
-    with pooler(server.folder, "127.0.0.1", server.port) as without_tls:
-        fields["plain"] = without_tls.port
+    key = server.folder / "client.key"
+    key.write_bytes((server.folder / "server.key").read_bytes())
+    key.chmod(0o600)
+    server.sql("CREATE DATABASE broken")
+    server.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'broken'")
+    with pooler(server.folder, "127.0.0.1", server.port) as without_tls, web_server() as web:
+        fields["plain"], fields["web"] = without_tls.port, web
         answers = {
             name: attempt(f"postgresql://{url.format(**fields)}").get("words", "")
             for name, (url, _) in HOPELESS.items()
@@ -215,11 +312,28 @@ def test_what_can_never_succeed(server: Postgres, attempt: Attempt):
         or "hunter2" in words
     }
     assert not wrong
+    # Nor do the variables beside the URL heal: each is named.
+    readable = server.folder / "readable"
+    readable.write_text("*:*:*:*:p@ss/w\\:rd\n")
+    readable.chmod(0o644)
+    for user, words, variables in (
+        ("app", "run chmod 600", {"PGPASSFILE": str(readable)}),
+        ("postgres", "PGTZ", {"PGTZ": "Nowhere/Land"}),
+        ("postgres", "PGCLIENTENCODING", {"PGCLIENTENCODING": "bogus"}),
+        ("postgres", "PGDATESTYLE", {"PGDATESTYLE": "bogus"}),
+        ("postgres", "PGGEQO", {"PGGEQO": "bogus"}),
+        ("postgres", "PG…", {"PGHOST": "localhost", "PGPORT": "x"}),
+    ):
+        url = "postgresql:///tls" if "PGPORT" in variables else server.url(user=user)
+        answer = attempt(url, **variables)["words"]
+        assert words in answer, answer
+        assert "DATABASE_WAIT_SECONDS" not in answer, answer
 
 
 def test_what_may_heal(server: Postgres, attempt: Attempt):
     """It is waited for, for as long as is allowed, and said in words."""
     dead = free_port()
+    server.sql("CREATE DATABASE closed ALLOW_CONNECTIONS false")
     for url, words in {
         f"postgresql://app:p@127.0.0.1:{dead}/tls": "Is the database running, and is DATABASE_URL",
         "postgresql://app:p@db.invalid/tls": "No name server knows this host, or not yet",
@@ -229,6 +343,9 @@ def test_what_may_heal(server: Postgres, attempt: Attempt):
         f"postgresql://postgres@localhost:{server.port}/tls?target_session_attrs=standby": (
             "what its target_session_attrs demands"
         ),
+        server.url("closed"): "ALTER DATABASE closed ALLOW_CONNECTIONS true;",
+        # As a proxy does whose database is not there yet.
+        server.url() + "?sslmode=require&sslnegotiation=direct": "needs PostgreSQL 17: take it out",
     }.items():
         answer = attempt(url, seconds=0.1)["words"]
         assert "(DATABASE_WAIT_SECONDS=0.1)" in answer, answer
@@ -317,3 +434,4 @@ def test_gunicorn_alone_gets_well(server: Postgres, base: Project):
         server.sql("ALTER ROLE postgres CONNECTION LIMIT -1")
     assert answer.returncode == 1
     assert "= 32 of 20 (CONNECTION LIMIT of the role 20" in answer.stdout, answer.stdout
+    assert "DATABASE_STATEMENT_TIMEOUT_MS 12000" in answer.stdout, answer.stdout

@@ -132,7 +132,8 @@ def direct_engine(settings: Settings, *options: str, setting: str | None = None)
 
     @event.listens_for(engine, "do_connect")
     def connect(_d: Any, _r: Any, words: Any, parameters: Any) -> psycopg.Connection[Any]:
-        return _with_its_options(psycopg.connect(*words, **parameters), *options)
+        connection = _connect(psycopg.Connection[Any], *words, **parameters)
+        return _with_its_options(connection, *options)
 
     return engine
 
@@ -234,17 +235,24 @@ def _connector(
     beginning = "".join(f"; SET LOCAL {each}" for each in (path, *_assignments(limits)))
 
     def connect(*words: Any, **parameters: Any) -> ServiceConnection:
-        connection = ServiceConnection.connect(*words, **parameters)
+        connection = _connect(ServiceConnection, *words, **parameters)
         connection.limit = patience
         return _with_its_options(connection, _search_path(settings))
 
     def connect_to_pooler(*words: Any, **parameters: Any) -> ServiceConnection:
-        connection = PooledConnection.connect(*words, **parameters)
+        connection = _connect(PooledConnection, *words, **parameters)
         connection.limit = patience
         connection.beginning = beginning.encode()
         return connection
 
     return connect_to_pooler if settings.database_pooled else connect
+
+
+def _connect(kind: type[AnyConnection], *words: Any, **parameters: Any) -> AnyConnection:
+    try:
+        return kind.connect(*words, **parameters)
+    except UnicodeError as error:  # Python cannot even ask for `a..b`
+        raise psycopg.ProgrammingError(f"no name of a host: {error}") from None
 
 
 def _search_path(settings: Settings) -> str:

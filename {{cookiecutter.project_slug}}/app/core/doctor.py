@@ -48,7 +48,8 @@ class Line:
 
     def __str__(self) -> str:
         hint = f"\n{'':30}! see {PAGE}, {self.heading}" if self.heading else ""
-        return f"{self.what:30}{self.found}{hint}"
+        # However long a name is, there is a space behind it.
+        return f"{self.what:29} {self.found}{hint}"
 
 
 def examine(settings: Settings, replicas: int = 1) -> Iterator[Line]:
