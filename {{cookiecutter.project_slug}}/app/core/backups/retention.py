@@ -26,7 +26,7 @@ def prune(settings: Settings, store: Store, dry_run: bool) -> Iterator[str]:
 
 
 def thin_out(settings: Settings, store: Store, made: Manifest) -> None:
-    """Of a migration that fails at each restart, keep the backup before the first try and `made`."""
+    """Of a migration that fails again and again keep the first try's backup, and `made`."""
     tries = [
         each
         for each, manifest in _whole(settings, store)
