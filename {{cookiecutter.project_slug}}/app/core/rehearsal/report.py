@@ -11,8 +11,8 @@ from app.core.rehearsal.watch import Wait
 from app.core.words import size
 
 WIDTH = 100
-NAME = 30
-WAIT = 20
+NAME = 32
+WAIT = 18
 SHOWN_SECONDS = 0.01
 
 
