@@ -147,7 +147,12 @@ def test_systemd_rolls_one_instance_after_the_other(
         (cron,) = blocks(rendered["none"], "A machine with systemd", "crontab")
         nightly = cron.removeprefix("15 3 * * * ").replace(f"/srv/{SLUG}", str(place))
         nightly = nightly.replace(f"/var/backups/{SLUG}", str(tmp_path / "kept"))
-        result = run("sh", "-c", nightly.replace(f"/etc/{SLUG}.env", str(file)))
+        # Without the tools of development, PostgreSQL's client is the machine's.
+        (client,) = (project.path / ".venv/lib").glob(
+            "python*/site-packages/*/pginstall18/bin/pg_dump"
+        )
+        path = f"{client.parent}:{os.environ['PATH']}"
+        result = run("sh", "-c", nightly.replace(f"/etc/{SLUG}.env", str(file)), PATH=path)
         assert result.returncode == 0, result.stdout
         assert len([*(tmp_path / "kept").glob("*.dump")]) == 1
         # Back: the folder of the earlier release, and the loop; one port will do.
