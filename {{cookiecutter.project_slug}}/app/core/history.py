@@ -61,9 +61,9 @@ def views(connection: Connection) -> set[str]:
     return set(connection.scalars(sql(query)))
 
 
-def texts() -> list[str]:
-    """What stands in each of the files."""
-    return [file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py")]
+def texts() -> dict[str, str]:
+    """What stands in each of the files, by its name."""
+    return {file.name: file.read_text("utf-8") for file in (FOLDER / "versions").glob("*.py")}
 
 
 def files_by_revision() -> dict[str, list[str]]:

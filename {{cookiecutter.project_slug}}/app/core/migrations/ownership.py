@@ -21,7 +21,7 @@ class Ownership:
     @cached_property
     def files(self) -> list[str]:
         """The text of each."""
-        return history.texts()
+        return [*history.texts().values()]
 
     @cached_property
     def written_from_models(self) -> str:

@@ -305,9 +305,8 @@ class Probe:
         """The columns that this release has to fill in itself."""
         return [
             each
-            for each in table.columns
+            for each in _written(table)
             if not (each.nullable or each.default or each.server_default)
-            and not (each.computed or _is_numbered(each))
         ]
 
     def _find_unique(self, table: Table) -> list[list[str]]:

@@ -40,11 +40,6 @@ class Plan:
         return ", ".join(tips) or "an empty schema"
 
 
-def texts() -> dict[str, bytes]:
-    """What stands in each file of `migrations/versions`."""
-    return {file.name: file.read_bytes() for file in (history.FOLDER / "versions").glob("*.py")}
-
-
 @contextmanager
 def without_bytecode() -> Iterator[None]:
     """Run the revisions as they stand in their files.

@@ -19,15 +19,7 @@ from app.core.rehearsal.fill import service_on, with_backup, with_seeds
 from app.core.rehearsal.load import Load, check_room
 from app.core.rehearsal.previous import Code, DoesNotRunError, code_of
 from app.core.rehearsal.report import Report, Step
-from app.core.rehearsal.revisions import (
-    Plan,
-    Run,
-    downgrade,
-    plan,
-    texts,
-    upgrade,
-    without_bytecode,
-)
+from app.core.rehearsal.revisions import Plan, Run, downgrade, plan, upgrade, without_bytecode
 from app.core.rehearsal.scratch import libpq, scratch_database
 from app.core.rehearsal.watch import Watch
 from app.core.waiting import telling
@@ -55,7 +47,7 @@ def rehearse(settings: Settings, options: Options) -> Report:
     manifest = backup[1].manifest if backup else None
     with ExitStack() as stack:
         stack.enter_context(without_bytecode())
-        files = texts()
+        files = history.texts()
         chosen = plan(options.start, {*manifest.revisions} if manifest else None)
         if not chosen.pending:
             return Report(title=f"nothing to rehearse: no revision is pending {chosen.why}")
@@ -65,7 +57,7 @@ def rehearse(settings: Settings, options: Options) -> Report:
         limit = own.migration_lock_timeout_ms / 1000
         report = Report(limit_seconds=limit)
         Rehearsal(own, options, chosen, backup, url, report, stack).run()
-        now = texts()
+        now = history.texts()
         for name in sorted(each for each in {**files, **now} if files.get(each) != now.get(each)):
             words = f"{name} was changed while it was rehearsed, so nothing here is sure: "
             report.add("fails", f"{words}rehearse again")
